@@ -1,0 +1,73 @@
+"""What an attention backend is: one function over packed, variable-length sequences.
+
+Shapes: N packed patches of all sequences, H query heads, K key and value heads (H a multiple of K), D head_size,
+S sequences.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class PackedSequences(NamedTuple):
+    """Where the sequences of a packed batch begin and end. Made once a batch, shared by every layer.
+
+    Attributes:
+        cu_seqlens: int32 [S + 1] on the device; sequence i is rows ``cu_seqlens[i]:cu_seqlens[i + 1]``.
+        max_seqlen: the longest sequence, a host int.
+        lengths: the same boundaries on the host, as S lengths, for backends that shape their work by them.
+    """
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> PackedSequences:
+        """From lengths alone; ``cu_seqlens`` is on the CPU."""
+        boundaries = [0]
+        for length in lengths:
+            boundaries.append(boundaries[-1] + length)
+        return cls(torch.tensor(boundaries, dtype=torch.int32), max(lengths), tuple(lengths))
+
+    def to(self, device: torch.device | str) -> PackedSequences:
+        return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
+
+
+class AttentionBackend(abc.ABC):
+    """One way to compute attention. Holds no state of a batch, so that layers can share it.
+
+    Args:
+        num_heads: H.
+        head_size: D.
+        scale: what scores are multiplied by before the softmax.
+        num_kv_heads: K.
+        causal: each patch sees only itself and those before it in its sequence.
+    """
+
+    name: str
+
+    def __init__(self, *, num_heads: int, head_size: int, scale: float, num_kv_heads: int, causal: bool) -> None:
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = scale
+        self.num_kv_heads = num_kv_heads
+        self.causal = causal
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        q_NHD: torch.Tensor,
+        k_NKD: torch.Tensor,
+        v_NKD: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        lengths: Sequence[int],
+    ) -> torch.Tensor:
+        """Attention within each sequence: [N, H, D] of q's dtype. See :class:`PackedSequences`."""

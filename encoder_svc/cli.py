@@ -1,0 +1,147 @@
+"""The ``encoder-svc`` command. Each subcommand imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from encoder_svc import __version__
+from encoder_svc.config import environment_name, flag_name, load_config, options
+from encoder_svc.errors import EncoderSvcError, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXIT_FAILED = 1
+_EXIT_REFUSED = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 failed, 2 refused before anything was done."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except EncoderSvcError as error:
+        print(f"encoder-svc {parsed.command}: {error}", file=sys.stderr)
+        return _EXIT_REFUSED if isinstance(error, StartupError) else _EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("encoder_svc"):
+            raise
+        print(
+            f"encoder-svc {parsed.command}: needs the package {error.name}; install encoder-svc[server].",
+            file=sys.stderr,
+        )
+        return _EXIT_REFUSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="encoder-svc", description="Qwen-VL vision encoders as a gRPC service.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="start a server", description=_SERVE_DESCRIPTION))
+    _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
+    _add_info(commands.add_parser("info", help="show what a server serves"))
+    _add_make_checkpoint(commands.add_parser("make-checkpoint", help="write a checkpoint with random weights"))
+    return parser
+
+
+_SERVE_DESCRIPTION = (
+    "Starts a server. Each option can also be set in the config file (its name with underscores) or in the "
+    "environment (ENCODER_ and its name in capitals); a flag beats the environment, which beats the file."
+)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options")
+    for option in options():
+        default = "" if option.default is None else f" (default: {option.default})"
+        parser.add_argument(
+            flag_name(option.name),
+            dest=option.name,
+            metavar=option.metadata["metavar"],
+            help=f"{option.metadata['help']}{default} [{environment_name(option.name)}]".replace("%", "%%"),
+        )
+    parser.set_defaults(run=_serve)
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    flags = {option.name: getattr(parsed, option.name) for option in options()}
+    loaded = load_config(flags=flags, environment=os.environ, file=parsed.config)
+    from encoder_svc.server.app import run_server
+
+    return run_server(loaded)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=60.0, metavar="SECONDS", help="for the whole call (default: %(default)s)"
+    )
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="JPEG, PNG or WebP files")
+    _add_target(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="safetensors file: image.N.embeddings and image.N.grid_thw for the Nth photograph, from 0",
+    )
+    parser.set_defaults(run=_encode)
+
+
+def _encode(parsed: argparse.Namespace) -> int:
+    from encoder_svc.client.commands import encode_to_file
+
+    return encode_to_file(parsed.photos, parsed.target, parsed.out, timeout_s=parsed.timeout_s)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_target(parser)
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.set_defaults(run=_info)
+
+
+def _info(parsed: argparse.Namespace) -> int:
+    from encoder_svc.client.commands import describe_server
+
+    print(describe_server(parsed.target, as_json=parsed.json, timeout_s=parsed.timeout_s))
+    return 0
+
+
+def _add_make_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to write it; must not exist or be empty")
+    parser.add_argument("--family", required=True, choices=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+    parser.add_argument(
+        "--size",
+        default="tiny",
+        choices=["tiny", "real"],
+        help="tiny: vision and LM, a few MB; real: the 7B and 8B checkpoints' vision dimensions (default: %(default)s)",
+    )
+    parser.add_argument("--vision-only", action="store_true", help="leave out the LM and the tokenizer")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.set_defaults(run=_make_checkpoint)
+
+
+def _make_checkpoint(parsed: argparse.Namespace) -> int:
+    from encoder_svc.models.synthetic import make_checkpoint
+
+    make_checkpoint(
+        parsed.folder,
+        family=parsed.family,
+        size=parsed.size,
+        vision_only=parsed.vision_only,
+        dtype=parsed.dtype,
+        seed=parsed.seed,
+    )
+    print(parsed.folder)
+    return 0

@@ -1,0 +1,134 @@
+"""The client for ordinary, blocking code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self, overload
+
+import grpc
+
+from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc.client.wire import Assembler, call_error, encode_request, model_info, position, raise_first_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from encoder_svc.client.types import EncodedImage, ImageInput, ModelInfo
+    from encoder_svc.errors import RequestError
+
+
+class EncoderClient:
+    """A connection to an encoder service. Safe to use from many threads; close it, or use it in a ``with``.
+
+    Args:
+        target: ``host:port``, or any name that gRPC resolves.
+        credentials: for TLS (``grpc.ssl_channel_credentials(…)``); without them the connection is in the clear.
+        timeout_s: for each call that names none of its own; None waits without end.
+    """
+
+    def __init__(
+        self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float | None = None
+    ) -> None:
+        self.target = target
+        self._timeout_s = timeout_s
+        self._channel = (
+            grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
+        )
+        self._stub = encoder_pb2_grpc.EncoderStub(self._channel)
+
+    def info(self, *, timeout_s: float | None = None) -> ModelInfo:
+        """What the service serves.
+
+        Raises:
+            RequestError: see :meth:`stream`.
+        """
+        try:
+            response = self._stub.GetModelInfo(encoder_pb2.GetModelInfoRequest(), timeout=timeout_s or self._timeout_s)
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from None
+        return model_info(response)
+
+    @overload
+    def encode(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        return_errors: Literal[False] = False,
+    ) -> list[EncodedImage]: ...
+
+    @overload
+    def encode(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        return_errors: Literal[True],
+    ) -> list[EncodedImage | RequestError]: ...
+
+    def encode(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
+        return_errors: bool = False,
+    ) -> list[EncodedImage] | list[EncodedImage | RequestError]:
+        """Encodes images and returns them in the order given.
+
+        Args:
+            timeout_s: for the whole call.
+            request_id: appears in the server's log.
+            return_errors: put an image's error in its place in the list, and do not raise it.
+
+        Raises:
+            RequestError: the call failed, or an image did (``image_index`` says which; the first by index).
+        """
+        results = sorted(self.stream(images, timeout_s=timeout_s, request_id=request_id), key=position)
+        if return_errors:
+            return results
+        return raise_first_error(results)
+
+    def stream(
+        self, images: Sequence[ImageInput], *, timeout_s: float | None = None, request_id: str = ""
+    ) -> Iterator[EncodedImage | RequestError]:
+        """Encodes images and yields each as it is ready: an :class:`EncodedImage`, or the error of that image alone.
+
+        ``index`` (of an error, ``image_index``) says which image it is. Closing the iterator cancels the rest.
+
+        Raises:
+            RequestError: the call as a whole failed. Its class follows the gRPC status, its ``reason`` is stable.
+            TypeError, ValueError, OSError: something in ``images`` is not an image, before anything is sent.
+        """
+        request = encode_request(images, request_id)
+        return self._stream(request, timeout_s or self._timeout_s)
+
+    def _stream(
+        self, request: encoder_pb2.EncodeImagesRequest, timeout_s: float | None
+    ) -> Iterator[EncodedImage | RequestError]:
+        assembler = Assembler(len(request.images))
+        call = self._stub.EncodeImages(request, timeout=timeout_s)
+        try:
+            for response in call:
+                settled = assembler.feed(response)
+                if settled is not None:
+                    yield settled
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from None
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+        assembler.finish()
+
+    def close(self) -> None:
+        """Ends the connection. Calls that run are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,228 @@
+"""The server's configuration: one frozen value, built once from file < environment < flag.
+
+Every option is one field of :class:`Config`. Its name gives the flag (``--max-images``), the environment variable
+(``ENCODER_MAX_IMAGES``) and the key in the config file (``max_images``). No other module reads the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from encoder_svc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from dataclasses import Field
+    from pathlib import Path
+
+ENVIRONMENT_PREFIX: Final = "ENCODER_"
+
+Source = Literal["default", "file", "environment", "flag"]
+
+_SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("not a text")
+    return value
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError("not a whole number")
+    return int(str(value))
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(str(value).removesuffix("s"))
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("not a duration in seconds")
+    return seconds
+
+
+def _bytes(value: Any) -> int:
+    matched = re.fullmatch(r"(\d+)\s*([A-Z]*?)B?", str(value).strip().upper())
+    unit = _SUFFIXES.get(matched[2], _SUFFIXES.get(matched[2] + "B")) if matched else None
+    if matched is None or unit is None:
+        raise ValueError("not a size in bytes, such as 1048576 or 1MiB")
+    return int(matched[1]) * unit
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if str(value) not in choices:
+            raise ValueError(f"not one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _at_least(low: int, parse: Callable[[Any], int] = _number) -> Callable[[Any], int]:
+    def checked(value: Any) -> int:
+        number = parse(value)
+        if number < low:
+            raise ValueError(f"less than {low}")
+        return number
+
+    return checked
+
+
+def _port(value: Any) -> int:
+    number = _number(value)
+    if not 0 <= number <= 65_535:
+        raise ValueError("not a port, 0 to 65535")
+    return number
+
+
+def _option(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": help_text})
+
+
+_COUNT = _at_least(1)
+_SIZE = _at_least(1, _bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything an operator can set. Sizes in bytes, durations in seconds, as the names say."""
+
+    model: str | None = _option(
+        None,
+        _text,
+        "DIR|HUB_ID",
+        "checkpoint: a folder or a hub id; without it a tiny random one is made, for trying out",
+    )
+    revision: str | None = _option(None, _text, "REV", "branch, tag or commit of a hub id")
+    host: str = _option("127.0.0.1", _text, "HOST", "address to listen on; 0.0.0.0 for every one")
+    port: int = _option(50_051, _port, "PORT", "port to listen on; 0 picks a free one and prints it")
+    device: str = _option("auto", _text, "DEVICE", "auto, cpu, cuda or cuda:N; auto is cuda where there is one")
+    dtype: str = _option(
+        "auto",
+        _one_of("auto", "float32", "float16", "bfloat16"),
+        "DTYPE",
+        "auto, float32, float16 or bfloat16; auto is bfloat16 on cuda and float32 on cpu",
+    )
+    mm_encoder_attn_backend: str | None = _option(
+        None, _text, "NAME", "attention backend, obeyed to the letter or refused; without it the platform chooses"
+    )
+    resize: str = _option(
+        "torch",
+        _one_of("torch", "pillow"),
+        "FLAVOUR",
+        "whose bicubic: torch is transformers' default image processor, pillow its Pillow-based one",
+    )
+    min_pixels: int | None = _option(
+        None, _COUNT, "N", "smallest area an image is resized to, in place of the checkpoint's"
+    )
+    max_pixels: int | None = _option(
+        None, _COUNT, "N", "largest area an image is resized to, in place of the checkpoint's"
+    )
+    decode_threads: int = _option(4, _COUNT, "N", "threads that decode and resize images")
+    max_batch_patches: int = _option(65_536, _COUNT, "N", "patches in one batch; a larger image runs alone")
+    max_batch_images: int = _option(64, _COUNT, "N", "images in one batch")
+    max_queued_patches: int = _option(
+        1_048_576, _COUNT, "N", "patches that may wait for the device; beyond them images are refused"
+    )
+    max_images: int = _option(64, _COUNT, "N", "images in one request")
+    max_request_bytes: int = _option(128 * 2**20, _SIZE, "BYTES", "size of one request")
+    max_request_patches: int = _option(262_144, _COUNT, "N", "patches that one request's images may make")
+    max_image_bytes: int = _option(32 * 2**20, _SIZE, "BYTES", "size of one encoded image")
+    max_image_side: int = _option(32_768, _COUNT, "PIXELS", "longer side of an image, before resizing")
+    max_image_pixels: int = _option(80_000_000, _COUNT, "PIXELS", "area of an image, before resizing")
+    drain_s: float = _option(30.0, _seconds, "SECONDS", "on SIGTERM, how long running requests may take to finish")
+    log_level: str = _option(
+        "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config, and where each of its values came from."""
+
+    config: Config
+    sources: Mapping[str, Source]
+
+    def describe(self) -> str:
+        """One line for each option: name, value, source."""
+        width = max(len(name) for name in self.sources)
+        lines = [f"{name:<{width}}  {getattr(self.config, name)!s:<24} {self.sources[name]}" for name in self.sources]
+        return "\n".join(lines)
+
+
+def options() -> tuple[Field[Any], ...]:
+    """Every option, in the order they are shown in. ``metadata`` holds parse, metavar and help."""
+    return fields(Config)
+
+
+def flag_name(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def environment_name(option: str) -> str:
+    return ENVIRONMENT_PREFIX + option.upper()
+
+
+def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> LoadedConfig:
+    """Builds the config: a flag beats an environment variable, which beats the file, which beats the default.
+
+    Args:
+        flags: option names to values; None where a flag was not given.
+        environment: usually ``os.environ``; what begins with ``ENCODER_`` must be an option.
+        file: YAML, option names to values.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit; names where it was read.
+    """
+    known = {option.name: option for option in options()}
+    values: dict[str, Any] = {}
+    sources: dict[str, Source] = dict.fromkeys(known, "default")
+
+    def take(name: str, value: Any, source: Source, where: str) -> None:
+        if value is None:
+            return
+        try:
+            values[name] = known[name].metadata["parse"](value)
+        except (ValueError, TypeError) as error:
+            why = str(error) if not str(error).startswith(("invalid literal", "could not convert")) else "not a number"
+            raise ConfigError(f"{where}: {value!r} is {why}.") from None
+        sources[name] = source
+
+    for name, value in (_read_file(file) if file else {}).items():
+        if name not in known:
+            raise ConfigError(f"{file}: unknown key '{name}'. Known: {', '.join(known)}.")
+        take(name, value, "file", f"{file}, key '{name}'")
+    by_variable = {environment_name(name): name for name in known}
+    for variable, text in sorted(environment.items()):
+        if variable.startswith(ENVIRONMENT_PREFIX) and not _is_kubernetes_service_link(variable, text):
+            if variable not in by_variable:
+                raise ConfigError(f"environment: {variable} is not an option. `encoder-svc serve --help` lists them.")
+            take(by_variable[variable], text, "environment", f"environment, {variable}")
+    for name, value in flags.items():
+        take(name, value, "flag", flag_name(name))
+    return LoadedConfig(Config(**values), sources)
+
+
+def _is_kubernetes_service_link(variable: str, text: str) -> bool:
+    """Kubernetes puts ENCODER_SVC_PORT=tcp://… and its like into every pod beside a Service named encoder-svc."""
+    return text.startswith(("tcp://", "udp://")) or bool(
+        re.search(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)_(PROTO|PORT|ADDR))$", variable)
+    )
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"--config {path}: is not YAML.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--config {path}: must map option names to values.")
+    return values

@@ -1,0 +1,1 @@
+"""From bytes to patches: limits, decode, orientation and colour, resize, patchify."""

@@ -1,0 +1,127 @@
+"""Encoded bytes to sRGB pixels, in two steps: read the header, then decode.
+
+The header's size is checked against the limits before a pixel buffer exists. Pixels come out upright
+(EXIF orientation applied), 8 bits a channel, transparency composited on white, first frame of an animation.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from encoder_svc.errors import Reason, RequestError, request_error
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from encoder_svc.images.limits import Limits
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes each EXIF orientation upright (EXIF 2.32, tag 0x0112). Those from 5 on swap the sides."""
+
+
+class OpenedImage:
+    """An image whose header was read and whose pixels were not.
+
+    Attributes:
+        height, width: pixels, after EXIF orientation.
+    """
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        """Reads the header of ``data``.
+
+        Raises:
+            RequestError: IMAGE_TOO_LARGE, IMAGE_FORMAT, IMAGE_CORRUPT, IMAGE_SIDE, IMAGE_PIXELS or
+                IMAGE_ASPECT_RATIO.
+        """
+        limits.check_image_bytes(len(data))
+        self._image = _open(data)
+        width, height = self._image.size
+        limits.check_image_size(height, width)
+        self._orientation = _orientation(self._image, data)
+        if self._orientation >= 5:
+            height, width = width, height
+        self.height, self.width = height, width
+
+    def decode(self) -> npt.NDArray[np.uint8]:
+        """The pixels, [height, width, 3] uint8 sRGB.
+
+        Raises:
+            RequestError: IMAGE_CORRUPT, where the header promised more than the bytes hold.
+        """
+        try:
+            rgb = to_rgb(self._image)
+            if self._orientation in _UPRIGHT:
+                rgb = rgb.transpose(_UPRIGHT[self._orientation])
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
+            raise _corrupt() from error
+        pixels_HWC = np.asarray(rgb)
+        if pixels_HWC.shape != (self.height, self.width, 3):
+            raise _corrupt()
+        return pixels_HWC
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes to RGB: alpha composited on white, 16 bits scaled to 8, the rest by Pillow."""
+    if image.mode in {"I;16", "I"}:
+        # Pillow's own conversion clips at 255; a 16-bit grey wants its high byte.
+        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65_535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise request_error(Reason.IMAGE_FORMAT, "Not an image that is decoded here: send JPEG, PNG or WebP.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise request_error(Reason.IMAGE_PIXELS, "The image declares far more pixels than are taken.") from None
+    except Exception as error:
+        raise _corrupt() from error
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        # Legal, and what ImageMagick writes. Pillow finds it too, but only by decoding the pixels first.
+        image.info["exif"] = _png_exif(data)
+    try:
+        orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block; the pixels are still good
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _png_exif(data: bytes) -> bytes:
+    """The eXIf chunk of a PNG file, wherever it stands; empty if there is none."""
+    offset = 8
+    while offset + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        if kind == b"eXIf":
+            return b"Exif\x00\x00" + data[offset + 8 : offset + 8 + length]
+        offset += 12 + length
+    return b""
+
+
+def _corrupt() -> RequestError:
+    return request_error(Reason.IMAGE_CORRUPT, "The image is truncated or damaged: its pixels could not be decoded.")

@@ -1,0 +1,1 @@
+"""Ways to use the service from other systems."""

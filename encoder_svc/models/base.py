@@ -1,0 +1,184 @@
+"""What every vision encoder has in common: its config's shared part, its inputs, and how it is called."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+from torch import nn
+
+from encoder_svc.attention.base import PackedSequences
+from encoder_svc.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from encoder_svc.attention import MMEncoderAttention
+    from encoder_svc.images.types import GridThw
+
+T = TypeVar("T")
+
+
+class VisionConfigReader:
+    """Reads ``vision_config`` of a checkpoint's config.json and names what is missing or of the wrong type."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self._values = values
+        self._where = where
+
+    def get(self, key: str, kind: type[T], default: T | None = None, *, old_key: str | None = None) -> T:
+        """The value of ``key`` (or of ``old_key``, its former spelling). Without a default it must be there.
+
+        Raises:
+            CheckpointError: missing, or not of type ``kind``.
+        """
+        value = self._values.get(key, self._values.get(old_key) if old_key else None)
+        if value is None:
+            if default is None:
+                raise CheckpointError(f"{self._where}: vision_config lacks '{key}'.")
+            return default
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {value!r}, not {kind.__name__}.")
+        return value
+
+    def positive(self, key: str, default: int | None = None, *, old_key: str | None = None) -> int:
+        """An integer of at least 1."""
+        value = self.get(key, int, default, old_key=old_key)
+        if value < 1:
+            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {value}, not a positive number.")
+        return value
+
+    def layer_indices(self, key: str, depth: int) -> tuple[int, ...]:
+        """A list of layers, each in 0 … depth - 1, none twice."""
+        values = self.get(key, list)
+        if len(set(values)) != len(values) or not all(isinstance(i, int) and 0 <= i < depth for i in values):
+            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {values!r}: not layers of {depth}.")
+        return tuple(values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionConfig:
+    """The dimensions that every family has. Always read from the checkpoint, never assumed.
+
+    Attributes:
+        hidden_size: width of the encoder's layers.
+        out_hidden_size: width of the LM, and of one embedding without deepstack.
+        causal: attention sees earlier patches alone; false in every released Qwen-VL.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    hidden_act: str
+    out_hidden_size: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    in_channels: int
+    rope_theta: float
+    causal: bool
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch of pixel values."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def num_deepstack(self) -> int:
+        return 0
+
+    @property
+    def width(self) -> int:
+        """Values in one embedding row, deepstack levels included."""
+        return self.out_hidden_size * (1 + self.num_deepstack)
+
+    @staticmethod
+    def read_common(reader: VisionConfigReader, *, hidden_key: str, out_key: str, hidden_act: str) -> dict[str, Any]:
+        """The shared fields. ``hidden_act`` is the family's own, for checkpoints that do not spell it out."""
+        rope = reader.get("rope_parameters", dict, {})
+        common: dict[str, Any] = {
+            "depth": reader.positive("depth"),
+            "hidden_size": reader.positive(hidden_key),
+            "num_heads": reader.positive("num_heads"),
+            "hidden_act": reader.get("hidden_act", str, hidden_act),
+            "out_hidden_size": reader.positive(out_key),
+            "patch_size": reader.positive("patch_size"),
+            "temporal_patch_size": reader.positive("temporal_patch_size", 2),
+            "spatial_merge_size": reader.positive("spatial_merge_size", 2),
+            "in_channels": reader.positive("in_channels", 3, old_key="in_chans"),
+            "rope_theta": float(rope.get("rope_theta", 10_000.0)),
+            "causal": reader.get("is_causal", bool, False),
+        }
+        if common["hidden_size"] % (4 * common["num_heads"]):
+            raise CheckpointError(
+                f"vision_config: hidden size {common['hidden_size']} over {common['num_heads']} heads leaves no head "
+                "size that is a multiple of 4, as 2-D rotary embeddings need."
+            )
+        return common
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInputs:
+    """What a batch needs beside its pixels. Built on the host from the grids alone, then moved as one.
+
+    Attributes:
+        position_ids: int64 [N, 2], row and column of each patch, in the order the layers see.
+        sequences: one for each frame of each image.
+    """
+
+    position_ids: torch.Tensor
+    sequences: PackedSequences
+
+    def to(self, device: torch.device) -> Self:
+        """Every tensor of these inputs on ``device``."""
+        moved: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, PackedSequences):
+                moved[entry.name] = value.to(device)
+            elif isinstance(value, torch.Tensor):
+                moved[entry.name] = value.to(device, non_blocking=True)
+        return replace(self, **moved)
+
+
+class VisionEncoder(nn.Module, abc.ABC):
+    """A family's vision tower. Parameter names are those of the family's checkpoints, after the tower's prefix."""
+
+    config: VisionConfig
+
+    def __init__(self, config: VisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = attention
+
+    @classmethod
+    @abc.abstractmethod
+    def read_config(cls, reader: VisionConfigReader) -> VisionConfig:
+        """The family's dimensions out of a checkpoint's ``vision_config``."""
+
+    @abc.abstractmethod
+    def build_inputs(self, grids: Sequence[GridThw]) -> EncoderInputs:
+        """Positions and boundaries of a batch of images, on the host."""
+
+    @abc.abstractmethod
+    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+        """Pixel values [N, patch_dim] of all images, one after the other, to embeddings [rows, width].
+
+        Rows of an image follow each other, images in the order of the grids that ``inputs`` was built from.
+        """
+
+    def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor in a checkpoint. The patch embedding is a Conv3d there and a linear layer here."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        config = self.config
+        kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        shapes["patch_embed.proj.weight"] = (config.hidden_size, config.in_channels, *kernel)
+        return shapes

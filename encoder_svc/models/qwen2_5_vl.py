@@ -1,0 +1,179 @@
+"""Qwen2.5-VL's vision encoder: window attention in most blocks, full attention in a few.
+
+Source: "Qwen2.5-VL Technical Report" (Bai et al., 2025); reference implementation: transformers'
+``Qwen2_5_VisionTransformerPretrainedModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from encoder_svc.attention.base import PackedSequences
+from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.models.layers import (
+    PatchEmbed,
+    Rotary,
+    SelfAttention,
+    activation,
+    frame_sequences,
+    patch_positions,
+    rotary_embedding,
+)
+from encoder_svc.models.qwen2_vl import PatchMerger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from encoder_svc.attention import MMEncoderAttention
+    from encoder_svc.images.types import GridThw
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qwen25VLVisionConfig(VisionConfig):
+    """``window_size`` is a window's side in pixels; blocks in ``full_attention_blocks`` see the whole frame."""
+
+    intermediate_size: int
+    window_size: int
+    full_attention_blocks: tuple[int, ...]
+
+    @property
+    def window_side(self) -> int:
+        """A window's side in merged blocks."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen25VLInputs(EncoderInputs):
+    """Positions are in window order.
+
+    Attributes:
+        windows: the sequences of the window blocks.
+        window_order: int64 [rows], the merged block that stands at each place in window order.
+        row_order: its inverse.
+    """
+
+    windows: PackedSequences
+    window_order: torch.Tensor
+    row_order: torch.Tensor
+
+
+class SwiGlu(nn.Module):
+    """Gated MLP (Shazeer, 2020)."""
+
+    def __init__(self, config: Qwen25VLVisionConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: Qwen25VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.hidden_size, eps=_NORM_EPS)
+        self.norm2 = nn.RMSNorm(config.hidden_size, eps=_NORM_EPS)
+        self.attn = SelfAttention(config, attention)
+        self.mlp = SwiGlu(config)
+
+    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
+        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
+        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
+        return out
+
+
+class Qwen25VLEncoder(VisionEncoder):
+    """RMSNorm, SwiGLU, windows. Between patch embedding and merger everything is in window order."""
+
+    config: Qwen25VLVisionConfig
+
+    def __init__(self, config: Qwen25VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__(config, attention)
+        self.patch_embed = PatchEmbed(config, bias=False)
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
+        self.merger = PatchMerger(config, nn.RMSNorm(config.hidden_size, eps=_NORM_EPS))
+
+    @classmethod
+    def read_config(cls, reader: VisionConfigReader) -> Qwen25VLVisionConfig:
+        common = VisionConfig.read_common(
+            reader, hidden_key="hidden_size", out_key="out_hidden_size", hidden_act="silu"
+        )
+        return Qwen25VLVisionConfig(
+            **common,
+            intermediate_size=reader.positive("intermediate_size"),
+            window_size=reader.positive("window_size"),
+            full_attention_blocks=reader.layer_indices("fullatt_block_indexes", common["depth"]),
+        )
+
+    def build_inputs(self, grids: Sequence[GridThw]) -> Qwen25VLInputs:
+        merge = self.config.spatial_merge_size
+        order, lengths = window_order(grids, merge, self.config.window_side)
+        positions = patch_positions(grids, merge).reshape(len(order), merge**2, 2)
+        return Qwen25VLInputs(
+            position_ids=torch.from_numpy(positions[order].reshape(-1, 2)),
+            sequences=frame_sequences(grids),
+            windows=PackedSequences.of(lengths),
+            window_order=torch.from_numpy(order),
+            row_order=torch.from_numpy(np.argsort(order)),
+        )
+
+    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+        assert isinstance(inputs, Qwen25VLInputs)
+        merge_unit = self.config.spatial_merge_size**2
+        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
+        hidden = self.patch_embed(pixel_values)
+        hidden = hidden.unflatten(0, (-1, merge_unit))[inputs.window_order].flatten(0, 1)
+        for index, block in enumerate(self.blocks):
+            full = index in self.config.full_attention_blocks
+            hidden = block(hidden, rotary, inputs.sequences if full else inputs.windows)
+        rows: torch.Tensor = self.merger(hidden)
+        return rows[inputs.row_order]
+
+
+def window_order(
+    grids: Sequence[GridThw], merge_size: int, window_side: int
+) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Which merged block stands where in window order, and each window's length in patches.
+
+    Windows tile each frame from its top left; those at the right and lower edge are smaller. Unlike the reference,
+    which takes them row by row, windows of one frame are ordered by size, largest first: equal windows then lie next
+    to each other and an attention backend can take them as one dense batch. Attention does not see the difference.
+
+    Returns:
+        order: int64 [rows].
+        lengths: one for each window, in that order.
+    """
+    orders: list[npt.NDArray[np.int64]] = []
+    lengths: list[int] = []
+    first_row = 0
+    for grid in grids:
+        frame_order, frame_lengths = _frame_window_order(grid.h // merge_size, grid.w // merge_size, window_side)
+        for _ in range(grid.t):
+            orders.append(frame_order + first_row)
+            lengths.extend(length * merge_size**2 for length in frame_lengths)
+            first_row += len(frame_order)
+    return np.concatenate(orders), lengths
+
+
+def _frame_window_order(height: int, width: int, window_side: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
+    windows_across = -(-width // window_side)
+    window_of_block = (rows // window_side) * windows_across + columns // window_side
+    sizes = np.bincount(window_of_block)
+    largest_first = np.argsort(-sizes, kind="stable")
+    rank = np.empty_like(largest_first)
+    rank[largest_first] = np.arange(len(sizes))
+    return np.argsort(rank[window_of_block], kind="stable"), [int(size) for size in sizes[largest_first]]

@@ -1,0 +1,115 @@
+"""Qwen2-VL's vision encoder.
+
+Source: "Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any Resolution" (Wang et al., 2024);
+reference implementation: transformers' ``Qwen2VisionTransformerPretrainedModel``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.models.layers import (
+    PatchEmbed,
+    Rotary,
+    SelfAttention,
+    activation,
+    frame_sequences,
+    patch_positions,
+    rotary_embedding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from encoder_svc.attention import MMEncoderAttention, PackedSequences
+    from encoder_svc.images.types import GridThw
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qwen2VLVisionConfig(VisionConfig):
+    """``embed_dim`` of the checkpoint is our hidden_size, its ``hidden_size`` our out_hidden_size."""
+
+    intermediate_size: int
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: Qwen2VLVisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.fc2(self.act(self.fc1(hidden)))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: Qwen2VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
+        self.attn = SelfAttention(config, attention)
+        self.mlp = Mlp(config)
+
+    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
+        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
+        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
+        return out
+
+
+class PatchMerger(nn.Module):
+    """M × M neighbouring patches [N, hidden_size] to one row [N / M², out_hidden_size]."""
+
+    def __init__(self, config: VisionConfig, norm: nn.Module) -> None:
+        super().__init__()
+        self.merged_size = config.hidden_size * config.spatial_merge_size**2
+        self.ln_q = norm
+        self.mlp = nn.Sequential(
+            nn.Linear(self.merged_size, self.merged_size),
+            nn.GELU(),
+            nn.Linear(self.merged_size, config.out_hidden_size),
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.mlp(self.ln_q(hidden).view(-1, self.merged_size))
+        return rows
+
+
+class Qwen2VLEncoder(VisionEncoder):
+    """LayerNorm, quick GELU, full attention within each frame."""
+
+    config: Qwen2VLVisionConfig
+
+    def __init__(self, config: Qwen2VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__(config, attention)
+        self.patch_embed = PatchEmbed(config, bias=False)
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
+        self.merger = PatchMerger(config, nn.LayerNorm(config.hidden_size, eps=_NORM_EPS))
+
+    @classmethod
+    def read_config(cls, reader: VisionConfigReader) -> Qwen2VLVisionConfig:
+        common = VisionConfig.read_common(
+            reader, hidden_key="embed_dim", out_key="hidden_size", hidden_act="quick_gelu"
+        )
+        mlp_ratio = reader.get("mlp_ratio", float, 4.0)
+        return Qwen2VLVisionConfig(**common, intermediate_size=int(common["hidden_size"] * mlp_ratio))
+
+    def build_inputs(self, grids: Sequence[GridThw]) -> EncoderInputs:
+        positions = patch_positions(grids, self.config.spatial_merge_size)
+        return EncoderInputs(position_ids=torch.from_numpy(positions), sequences=frame_sequences(grids))
+
+    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
+        hidden = self.patch_embed(pixel_values)
+        for block in self.blocks:
+            hidden = block(hidden, rotary, inputs.sequences)
+        rows: torch.Tensor = self.merger(hidden)
+        return rows

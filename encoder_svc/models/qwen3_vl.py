@@ -1,0 +1,190 @@
+"""Qwen3-VL's vision encoder: interpolated position embeddings, and deepstack.
+
+Source: "Qwen3-VL Technical Report" (Qwen team, 2025); deepstack: "DeepStack" (Meng et al., 2024); reference
+implementation: transformers' ``Qwen3VLVisionModel``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from encoder_svc.errors import CheckpointError
+from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.models.layers import (
+    PatchEmbed,
+    Rotary,
+    SelfAttention,
+    activation,
+    frame_sequences,
+    patch_positions,
+    rotary_embedding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from encoder_svc.attention import MMEncoderAttention, PackedSequences
+    from encoder_svc.images.types import GridThw
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Qwen3VLVisionConfig(VisionConfig):
+    """``position_grid_side`` is the side of the square grid of learned position embeddings."""
+
+    intermediate_size: int
+    position_grid_side: int
+    deepstack_blocks: tuple[int, ...]
+
+    @property
+    def num_deepstack(self) -> int:
+        return len(self.deepstack_blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3VLInputs(EncoderInputs):
+    """Adds where each patch lies between the learned positions.
+
+    Attributes:
+        corner_indices: int64 [N, 4], the four learned positions around each patch.
+        corner_weights: float32 [N, 4], their bilinear weights, which add up to 1.
+    """
+
+    corner_indices: torch.Tensor
+    corner_weights: torch.Tensor
+
+
+class Mlp(nn.Module):
+    def __init__(self, config: Qwen3VLVisionConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear_fc2(self.act(self.linear_fc1(hidden)))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: Qwen3VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
+        self.attn = SelfAttention(config, attention)
+        self.mlp = Mlp(config)
+
+    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
+        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
+        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
+        return out
+
+
+class PatchMerger(nn.Module):
+    """M × M neighbouring patches to one row. The final merger norms patches, deepstack's norm merged rows."""
+
+    def __init__(self, config: Qwen3VLVisionConfig, *, norm_after_merge: bool) -> None:
+        super().__init__()
+        self.merged_size = config.hidden_size * config.spatial_merge_size**2
+        self.norm_after_merge = norm_after_merge
+        self.norm = nn.LayerNorm(self.merged_size if norm_after_merge else config.hidden_size, eps=_NORM_EPS)
+        self.linear_fc1 = nn.Linear(self.merged_size, self.merged_size)
+        self.act = nn.GELU()
+        self.linear_fc2 = nn.Linear(self.merged_size, config.out_hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.norm_after_merge:
+            merged = self.norm(hidden.view(-1, self.merged_size))
+        else:
+            merged = self.norm(hidden).view(-1, self.merged_size)
+        rows: torch.Tensor = self.linear_fc2(self.act(self.linear_fc1(merged)))
+        return rows
+
+
+class Qwen3VLEncoder(VisionEncoder):
+    """LayerNorm, full attention within each frame; rows are the embedding, then each deepstack level."""
+
+    config: Qwen3VLVisionConfig
+
+    def __init__(self, config: Qwen3VLVisionConfig, attention: MMEncoderAttention) -> None:
+        super().__init__(config, attention)
+        self.patch_embed = PatchEmbed(config, bias=True)
+        self.pos_embed = nn.Embedding(config.position_grid_side**2, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
+        self.merger = PatchMerger(config, norm_after_merge=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            PatchMerger(config, norm_after_merge=True) for _ in config.deepstack_blocks
+        )
+
+    @classmethod
+    def read_config(cls, reader: VisionConfigReader) -> Qwen3VLVisionConfig:
+        common = VisionConfig.read_common(
+            reader, hidden_key="hidden_size", out_key="out_hidden_size", hidden_act="gelu_pytorch_tanh"
+        )
+        num_positions = reader.positive("num_position_embeddings")
+        side = math.isqrt(num_positions)
+        if side**2 != num_positions:
+            raise CheckpointError(f"vision_config's num_position_embeddings {num_positions} is not a square.")
+        return Qwen3VLVisionConfig(
+            **common,
+            intermediate_size=reader.positive("intermediate_size"),
+            position_grid_side=side,
+            deepstack_blocks=reader.layer_indices("deepstack_visual_indexes", common["depth"]),
+        )
+
+    def build_inputs(self, grids: Sequence[GridThw]) -> Qwen3VLInputs:
+        positions = patch_positions(grids, self.config.spatial_merge_size)
+        indices, weights = interpolation_corners(grids, positions, self.config.position_grid_side)
+        return Qwen3VLInputs(
+            position_ids=torch.from_numpy(positions),
+            sequences=frame_sequences(grids),
+            corner_indices=torch.from_numpy(indices),
+            corner_weights=torch.from_numpy(weights),
+        )
+
+    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+        assert isinstance(inputs, Qwen3VLInputs)
+        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
+        positions = (self.pos_embed(inputs.corner_indices) * inputs.corner_weights.unsqueeze(-1)).sum(dim=1)
+        embedded = self.patch_embed(pixel_values)
+        hidden = embedded + positions.to(embedded.dtype)
+        levels: dict[int, torch.Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            hidden = block(hidden, rotary, inputs.sequences)
+            if index in self.config.deepstack_blocks:
+                level = self.config.deepstack_blocks.index(index)
+                levels[level] = self.deepstack_merger_list[level](hidden)
+        return torch.cat([self.merger(hidden), *(levels[level] for level in sorted(levels))], dim=-1)
+
+
+def interpolation_corners(
+    grids: Sequence[GridThw], positions: npt.NDArray[np.int64], side: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Bilinear interpolation, corners aligned, from a ``side`` × ``side`` grid to each image's own.
+
+    Args:
+        positions: int64 [N, 2], row and column of each patch.
+
+    Returns:
+        indices: int64 [N, 4] into the flattened grid.
+        weights: float32 [N, 4].
+    """
+    sizes = np.repeat([(g.h, g.w) for g in grids], [g.num_patches for g in grids], axis=0)
+    scaled = positions.astype(np.float32) * np.float32(side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+    low = np.floor(scaled).astype(np.int64)
+    high = np.minimum(low + 1, side - 1)
+    fraction = scaled - low.astype(np.float32)
+    taps = np.stack([low, high], axis=-1)
+    tap_weights = np.stack([1 - fraction, fraction], axis=-1)
+    indices = taps[:, 0, :, None] * side + taps[:, 1, None, :]
+    weights = tap_weights[:, 0, :, None] * tap_weights[:, 1, None, :]
+    return indices.reshape(-1, 4), weights.reshape(-1, 4)

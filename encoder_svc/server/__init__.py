@@ -1,0 +1,1 @@
+"""The gRPC server: servicer, health, start-up and drain."""

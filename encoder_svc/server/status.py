@@ -1,0 +1,50 @@
+"""RequestError to gRPC: a status with google.rpc details, or an item's error message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import grpc
+    from google.protobuf.message import Message
+
+    from encoder_svc.errors import RequestError
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
+    """Ends the call with the error's status, ErrorInfo and, where they apply, BadRequest and RetryInfo."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
+    if error.code == "INVALID_ARGUMENT":
+        violation = error_details_pb2.BadRequest.FieldViolation(field="images", description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1e3))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = rpc_status.to_status(
+        status_pb2.Status(
+            code=CODE_NUMBERS[error.code], message=error.message, details=[_pack(detail) for detail in details]
+        )
+    )
+    await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+    raise AssertionError("abort() does not return")
+
+
+def item_error(index: int, error: RequestError) -> encoder_pb2.ItemError:
+    """One image's failure, for the stream."""
+    return encoder_pb2.ItemError(index=index, code=CODE_NUMBERS[error.code], reason=error.reason, message=error.message)
+
+
+def _pack(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,1 @@
+"""How tensor bytes leave the server: inline chunks in the answer."""
