@@ -136,7 +136,7 @@ def load_language_model(model: str, client: EncoderClient, **kwargs: Any) -> Pre
         **kwargs: for ``from_pretrained``: dtype, device_map and so on.
 
     Raises:
-        ValueError: another family than the service's, or an LM of another width.
+        ValueError: another family than the service's, an LM of another width, or a checkpoint without its weights.
     """
     import transformers
 
@@ -148,7 +148,10 @@ def load_language_model(model: str, client: EncoderClient, **kwargs: Any) -> Pre
             f"{tower.info.family} of width {tower.info.out_hidden_size}."
         )
     whole_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    loaded: PreTrainedModel = _without_tower(whole_class, tower).from_pretrained(model, **kwargs)
+    loaded: PreTrainedModel
+    loaded, report = _without_tower(whole_class, tower).from_pretrained(model, output_loading_info=True, **kwargs)
+    if report["missing_keys"]:
+        raise ValueError(f"{model} lacks weights of the language model: {sorted(report['missing_keys'])[:5]}.")
     return loaded
 
 
@@ -164,7 +167,8 @@ def _without_tower(whole_class: Any, tower: RemoteVisionTower) -> Any:
         self.model.visual = tower
 
     unread = [*(whole_class._keys_to_ignore_on_load_unexpected or []), r"(^|\.)visual\."]
-    members = {"__init__": __init__, "__module__": __name__, "_keys_to_ignore_on_load_unexpected": unread}
+    # transformers renames a checkpoint's tensors only for classes of its own modules.
+    members = {"__init__": __init__, "__module__": whole_class.__module__, "_keys_to_ignore_on_load_unexpected": unread}
     return type(whole_class.__name__, (whole_class,), members)
 
 
