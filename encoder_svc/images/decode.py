@@ -69,9 +69,9 @@ class OpenedImage:
             rgb = to_rgb(self._image)
             if self._orientation in _UPRIGHT:
                 rgb = rgb.transpose(_UPRIGHT[self._orientation])
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
+            pixels_HWC = np.asarray(rgb)  # Pillow decodes here, if it has not before
+        except Exception as error:  # its decoders raise OSError, SyntaxError, ValueError, struct.error, …
             raise _corrupt() from error
-        pixels_HWC = np.asarray(rgb)
         if pixels_HWC.shape != (self.height, self.width, 3):
             raise _corrupt()
         return pixels_HWC
