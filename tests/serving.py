@@ -1,0 +1,81 @@
+"""A real server in a process of its own, for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psutil
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENCODER_")}
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """The ``encoder-svc`` command of this checkout."""
+    return [sys.executable, "-m", "encoder_svc", *map(str, arguments)]
+
+
+class ServerProcess:
+    """``encoder-svc serve`` on a free port of this machine. Use it in a ``with``: ready inside, gone after."""
+
+    def __init__(self, *arguments: str | Path, wait: bool = True) -> None:
+        self._arguments = arguments
+        self._wait = wait
+        self._log = Path(tempfile.mkstemp(prefix="encoder-svc-", suffix=".log")[1])
+
+    def __enter__(self) -> Self:
+        with self._log.open("w") as output:
+            self.process = subprocess.Popen(
+                command("serve", "--port", "0", *self._arguments), stderr=output, env=ENVIRONMENT
+            )
+        if self._wait:
+            self.target = f"127.0.0.1:{self._port()}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._log.unlink()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_for_log(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+        """Waits until the log holds ``pattern``."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            if found := re.search(pattern, self.log):
+                return found
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError(f"the server's log holds no {pattern!r}:\n{self.log}")
+
+    def _port(self) -> int:
+        return int(self.wait_for_log(r": serving .*:(\d+)")[1])
+
+    def stop(self, signal_number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        """Sends a signal and returns the exit code."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(timeout_s)
+
+    def rss_bytes(self) -> int:
+        return psutil.Process(self.process.pid).memory_info().rss
