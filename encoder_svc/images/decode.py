@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
 
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,6 +55,7 @@ class OpenedImage:
         self._image = _open(data)
         width, height = self._image.size
         limits.check_image_size(height, width)
+        _scale_transparency(self._image, data)
         self._orientation = _orientation(self._image, data)
         if self._orientation >= 5:
             height, width = width, height
@@ -81,8 +83,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes to RGB: alpha composited on white, 16 bits scaled to 8, the rest by Pillow."""
     if image.mode in {"I;16", "I"}:
         # Pillow's own conversion clips at 255; a 16-bit grey wants its high byte.
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65_535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        grey = np.clip(np.asarray(image), 0, 65_535)
+        on_white = np.where(grey == image.info.get("transparency", -1), 255, grey >> 8)
+        return Image.fromarray(on_white.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -94,6 +97,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+            raise _corrupt() from None
         raise request_error(Reason.IMAGE_FORMAT, "Not an image that is decoded here: send JPEG, PNG or WebP.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise request_error(Reason.IMAGE_PIXELS, "The image declares far more pixels than are taken.") from None
@@ -101,10 +106,22 @@ def _open(data: bytes) -> Image.Image:
         raise _corrupt() from error
 
 
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Brings a PNG's transparent colour to 8 bits. Pillow does so with the pixels and forgets the colour (tRNS)."""
+    transparency = image.info.get("transparency")
+    if image.format != "PNG" or transparency is None:
+        return
+    bit_depth = data[24]
+    if image.mode == "L" and bit_depth in (2, 4):
+        image.info["transparency"] = transparency * 255 // (2**bit_depth - 1)
+    elif image.mode == "RGB" and bit_depth == 16:
+        image.info["transparency"] = tuple(sample >> 8 for sample in transparency)
+
+
 def _orientation(image: Image.Image, data: bytes) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG" and "exif" not in image.info and (exif := _png_exif(data)):
         # Legal, and what ImageMagick writes. Pillow finds it too, but only by decoding the pixels first.
-        image.info["exif"] = _png_exif(data)
+        image.info["exif"] = exif
     try:
         orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
     except Exception:  # a broken EXIF block; the pixels are still good
