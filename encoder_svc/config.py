@@ -31,13 +31,17 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> int:
-    if isinstance(value, bool):
-        raise ValueError("not a whole number")
-    return int(str(value))
+    try:
+        return int(str(value))
+    except ValueError:
+        raise ValueError("not a whole number") from None
 
 
 def _seconds(value: Any) -> float:
-    seconds = float(str(value).removesuffix("s"))
+    try:
+        seconds = float(str(value).removesuffix("s"))
+    except ValueError:
+        seconds = -1
     if not 0 <= seconds < float("inf"):
         raise ValueError("not a duration in seconds")
     return seconds
@@ -185,9 +189,8 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
             return
         try:
             values[name] = known[name].metadata["parse"](value)
-        except (ValueError, TypeError) as error:
-            why = str(error) if not str(error).startswith(("invalid literal", "could not convert")) else "not a number"
-            raise ConfigError(f"{where}: {value!r} is {why}.") from None
+        except ValueError as error:
+            raise ConfigError(f"{where}: {value!r} is {error}.") from None
         sources[name] = source
 
     for name, value in (_read_file(file) if file else {}).items():

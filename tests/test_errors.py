@@ -1,0 +1,122 @@
+"""One tree, one table: every reason has a code, every code a class, and the numbers are gRPC's own."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from encoder_svc.errors import (
+    CODE_NUMBERS,
+    CODES,
+    AttentionBackendError,
+    CancelledError,
+    CheckpointError,
+    ConfigError,
+    DeadlineError,
+    EncoderSvcError,
+    InternalError,
+    InvalidInputError,
+    OverloadedError,
+    Reason,
+    RequestError,
+    StartupError,
+    UnavailableError,
+    request_error,
+)
+
+CLASS_OF_CODE = {
+    "INVALID_ARGUMENT": InvalidInputError,
+    "RESOURCE_EXHAUSTED": OverloadedError,
+    "DEADLINE_EXCEEDED": DeadlineError,
+    "CANCELLED": CancelledError,
+    "UNAVAILABLE": UnavailableError,
+    "INTERNAL": InternalError,
+    "DATA_LOSS": InternalError,
+}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_a_code_that_grpc_knows_by_the_same_number(reason: Reason) -> None:
+    code = CODES[reason]
+    assert grpc.StatusCode[code].value[0] == CODE_NUMBERS[code]
+
+
+def test_the_numbers_are_grpcs_own_for_every_code_but_ok() -> None:
+    assert {code.name: code.value[0] for code in grpc.StatusCode if code is not grpc.StatusCode.OK} == CODE_NUMBERS
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_reason_is_spelt_as_it_is_named(reason: Reason) -> None:
+    assert reason == reason.name == reason.upper()
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.IMAGE_CORRUPT, "INVALID_ARGUMENT"),
+        (Reason.REQUEST_TOO_MANY_IMAGES, "INVALID_ARGUMENT"),
+        (Reason.REQUEST_TOO_LARGE, "RESOURCE_EXHAUSTED"),
+        (Reason.QUEUE_FULL, "RESOURCE_EXHAUSTED"),
+        (Reason.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+        (Reason.CANCELLED, "CANCELLED"),
+        (Reason.STARTING, "UNAVAILABLE"),
+        (Reason.DRAINING, "UNAVAILABLE"),
+        (Reason.UNREACHABLE, "UNAVAILABLE"),
+        (Reason.ENCODER_FAILED, "INTERNAL"),
+        (Reason.CHECKSUM_MISMATCH, "DATA_LOSS"),
+    ],
+)
+def test_clients_can_rely_on_a_reasons_code(reason: Reason, code: str) -> None:
+    assert CODES[reason] == code
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.startswith(("IMAGE_", "RAW_", "GRID_"))])
+def test_an_images_own_fault_is_an_invalid_input(reason: Reason) -> None:
+    assert isinstance(request_error(reason, "…"), InvalidInputError)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_an_error_is_of_the_class_of_its_code(reason: Reason) -> None:
+    error = request_error(reason, "Send less.")
+    assert type(error) is CLASS_OF_CODE[CODES[reason]]
+    assert (error.reason, error.code, error.message) == (reason, CODES[reason], "Send less.")
+
+
+def test_a_code_that_is_given_beats_the_reasons_own() -> None:
+    error = request_error(Reason.QUEUE_FULL, "…", code="UNAVAILABLE")
+    assert (type(error), error.code) == (UnavailableError, "UNAVAILABLE")
+
+
+@pytest.mark.parametrize("code", ["NOT_FOUND", "UNKNOWN", "FROM_THE_FUTURE"])
+def test_a_code_without_a_class_is_an_internal_error_that_keeps_the_code(code: str) -> None:
+    error = request_error("NEWER_REASON", "…", code=code)
+    assert (type(error), error.code, error.reason) == (InternalError, code, "NEWER_REASON")
+
+
+def test_a_reason_that_is_not_known_is_internal() -> None:
+    assert request_error("NEWER_REASON", "…").code == "INTERNAL"
+
+
+def test_the_text_has_the_image_the_message_and_the_reason() -> None:
+    assert str(request_error(Reason.RAW_SIZE, "Too short.", image_index=0)) == "image 0: Too short. [RAW_SIZE]"
+    assert str(request_error(Reason.DRAINING, "Go elsewhere.")) == "Go elsewhere. [DRAINING]"
+
+
+def test_where_and_when_are_kept() -> None:
+    error = request_error(Reason.QUEUE_FULL, "…", image_index=3, retry_after_s=1.5)
+    assert (error.image_index, error.retry_after_s) == (3, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("child", "parent"),
+    [
+        (StartupError, EncoderSvcError),
+        (RequestError, EncoderSvcError),
+        (ConfigError, StartupError),
+        (CheckpointError, StartupError),
+        (AttentionBackendError, StartupError),
+        *[(cls, RequestError) for cls in set(CLASS_OF_CODE.values())],
+    ],
+)
+def test_the_tree_is_as_its_docstring_draws_it(child: type, parent: type) -> None:
+    assert child.__base__ is parent
