@@ -367,6 +367,18 @@ def test_a_png_whose_pixels_are_fewer_than_its_header_says_is_refused_as_corrupt
     assert refused.value.reason == Reason.IMAGE_CORRUPT
 
 
+def test_a_png_with_a_broken_chunk_amid_its_pixels_is_refused_as_corrupt(open_image) -> None:
+    """Pillow reports this one as a SyntaxError, and only once the pixels are read."""
+    noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "PNG")
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    opened = open_image(data[:second] + b"\xff\xff\xff\xff" + data[second + 4 :])
+    with pytest.raises(InvalidInputError) as refused:
+        opened.decode()
+    assert refused.value.reason == Reason.IMAGE_CORRUPT
+    assert isinstance(refused.value.__cause__, SyntaxError)
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of oddities and reads on, as it does in service
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("file", FILES)
