@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class VisionConfigReader:
-    """Reads ``vision_config`` of a checkpoint's config.json and names what is missing or of the wrong type."""
+class ConfigReader:
+    """Reads one object of a checkpoint's JSON, its ``vision_config`` say, and names what is missing or wrong.
+
+    Args:
+        where: what the object is, for error texts: ``"Qwen/Qwen2-VL-7B/config.json: vision_config"``.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self._values = values
-        self._where = where
+        self.where = where
 
     def get(self, key: str, kind: type[T], default: T | None = None, *, old_key: str | None = None) -> T:
         """The value of ``key`` (or of ``old_key``, its former spelling). Without a default it must be there.
@@ -37,27 +41,39 @@ class VisionConfigReader:
         value = self._values.get(key, self._values.get(old_key) if old_key else None)
         if value is None:
             if default is None:
-                raise CheckpointError(f"{self._where}: vision_config lacks '{key}'.")
+                raise CheckpointError(f"{self.where} lacks '{key}'.")
             return default
-        if kind is float and isinstance(value, int):
+        if kind is float and type(value) is int:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {value!r}, not {kind.__name__}.")
+            raise CheckpointError(f"{self.where}: '{key}' is {value!r}, not {kind.__name__}.")
         return value
 
     def positive(self, key: str, default: int | None = None, *, old_key: str | None = None) -> int:
         """An integer of at least 1."""
         value = self.get(key, int, default, old_key=old_key)
         if value < 1:
-            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {value}, not a positive number.")
+            raise CheckpointError(f"{self.where}: '{key}' is {value}, not a positive number.")
         return value
 
     def layer_indices(self, key: str, depth: int) -> tuple[int, ...]:
         """A list of layers, each in 0 … depth - 1, none twice."""
         values = self.get(key, list)
-        if len(set(values)) != len(values) or not all(isinstance(i, int) and 0 <= i < depth for i in values):
-            raise CheckpointError(f"{self._where}: vision_config's '{key}' is {values!r}: not layers of {depth}.")
-        return tuple(values)
+        layers = tuple(value for value in values if type(value) is int and 0 <= value < depth)
+        if len(layers) != len(values) or len(set(layers)) != len(layers):
+            raise CheckpointError(f"{self.where}: '{key}' is {values!r}: not layers of {depth}.")
+        return layers
+
+    def floats(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """A list of numbers."""
+        values = self.get(key, list, list(default))
+        if not all(type(value) in (int, float) for value in values):
+            raise CheckpointError(f"{self.where}: '{key}' is {values!r}, not numbers.")
+        return tuple(map(float, values))
+
+    def section(self, key: str) -> ConfigReader:
+        """The object under ``key``; an empty one if there is none."""
+        return ConfigReader(self.get(key, dict, {}), f"{self.where}: {key}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +117,8 @@ class VisionConfig:
         return self.out_hidden_size * (1 + self.num_deepstack)
 
     @staticmethod
-    def read_common(reader: VisionConfigReader, *, hidden_key: str, out_key: str, hidden_act: str) -> dict[str, Any]:
+    def read_common(reader: ConfigReader, *, hidden_key: str, out_key: str, hidden_act: str) -> dict[str, Any]:
         """The shared fields. ``hidden_act`` is the family's own, for checkpoints that do not spell it out."""
-        rope = reader.get("rope_parameters", dict, {})
         common: dict[str, Any] = {
             "depth": reader.positive("depth"),
             "hidden_size": reader.positive(hidden_key),
@@ -114,12 +129,12 @@ class VisionConfig:
             "temporal_patch_size": reader.positive("temporal_patch_size", 2),
             "spatial_merge_size": reader.positive("spatial_merge_size", 2),
             "in_channels": reader.positive("in_channels", 3, old_key="in_chans"),
-            "rope_theta": float(rope.get("rope_theta", 10_000.0)),
+            "rope_theta": reader.section("rope_parameters").get("rope_theta", float, 10_000.0),
             "causal": reader.get("is_causal", bool, False),
         }
         if common["hidden_size"] % (4 * common["num_heads"]):
             raise CheckpointError(
-                f"vision_config: hidden size {common['hidden_size']} over {common['num_heads']} heads leaves no head "
+                f"{reader.where}: hidden size {common['hidden_size']} over {common['num_heads']} heads leaves no head "
                 "size that is a multiple of 4, as 2-D rotary embeddings need."
             )
         return common
@@ -161,7 +176,7 @@ class VisionEncoder(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def read_config(cls, reader: VisionConfigReader) -> VisionConfig:
+    def read_config(cls, reader: ConfigReader) -> VisionConfig:
         """The family's dimensions out of a checkpoint's ``vision_config``."""
 
     @abc.abstractmethod

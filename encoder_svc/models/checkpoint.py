@@ -18,7 +18,7 @@ from torch import nn
 
 from encoder_svc.errors import CheckpointError
 from encoder_svc.images.processor import ProcessorSettings
-from encoder_svc.models.base import VisionConfigReader
+from encoder_svc.models.base import ConfigReader
 from encoder_svc.models.registry import Family, find_family
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Checkpoint:
         if not isinstance(vision_config, dict):
             raise CheckpointError(f"{model}: config.json has no vision_config; this checkpoint has no vision tower.")
         self.config: VisionConfig = self.family.encoder_class().read_config(
-            VisionConfigReader(vision_config, f"{model}/config.json")
+            ConfigReader(vision_config, f"{model}/config.json: vision_config")
         )
 
     def processor_settings(
@@ -84,23 +84,21 @@ class Checkpoint:
         Raises:
             CheckpointError: no such file, or it asks for processing that is not done here.
         """
-        values = self._files.read_json("preprocessor_config.json")
-        if values is None:
-            values = (self._files.read_json("processor_config.json") or {}).get("image_processor")
-        if values is None:
-            raise CheckpointError(f"{self.name}: has neither preprocessor_config.json nor processor_config.json.")
-        self._check_processing(values)
-        size = values.get("size") or {}
-        low = min_pixels or values.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels")
-        high = max_pixels or values.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels")
+        reader = self._preprocessor_reader()
+        self._check_processing(reader)
+        size = reader.section("size")
+        low = min_pixels or reader.get("min_pixels", int, 0)
+        low = low or size.get("shortest_edge", int, 0) or size.get("min_pixels", int, _DEFAULT_MIN_PIXELS)
+        high = max_pixels or reader.get("max_pixels", int, 0)
+        high = high or size.get("longest_edge", int, 0) or size.get("max_pixels", int, _DEFAULT_MAX_PIXELS)
         settings = ProcessorSettings(
             patch_size=self.config.patch_size,
             temporal_patch_size=self.config.temporal_patch_size,
             merge_size=self.config.spatial_merge_size,
-            min_pixels=int(low or _DEFAULT_MIN_PIXELS),
-            max_pixels=int(high or _DEFAULT_MAX_PIXELS),
-            image_mean=tuple(map(float, values.get("image_mean") or _CLIP_MEAN)),
-            image_std=tuple(map(float, values.get("image_std") or _CLIP_STD)),
+            min_pixels=low,
+            max_pixels=high,
+            image_mean=reader.floats("image_mean", _CLIP_MEAN),
+            image_std=reader.floats("image_std", _CLIP_STD),
             resize=resize,
         )
         if not settings.factor**2 <= settings.max_pixels or settings.min_pixels > settings.max_pixels:
@@ -110,9 +108,22 @@ class Checkpoint:
             )
         if not len(settings.image_mean) == len(settings.image_std) == self.config.in_channels == 3:
             raise CheckpointError(f"{self.name}: image_mean, image_std and in_channels must each speak of 3 channels.")
+        if min(settings.image_std) <= 0:
+            raise CheckpointError(f"{reader.where}: image_std is {list(settings.image_std)}, not positive numbers.")
         return settings
 
-    def _check_processing(self, values: dict[str, Any]) -> None:
+    def _preprocessor_reader(self) -> ConfigReader:
+        values = self._files.read_json("preprocessor_config.json")
+        if values is not None:
+            return ConfigReader(values, f"{self.name}/preprocessor_config.json")
+        values = self._files.read_json("processor_config.json")
+        if values is not None and "image_processor" in values:
+            return ConfigReader(values, f"{self.name}/processor_config.json").section("image_processor")
+        raise CheckpointError(
+            f"{self.name}: has neither preprocessor_config.json nor processor_config.json with an image_processor."
+        )
+
+    def _check_processing(self, reader: ConfigReader) -> None:
         ours = {
             "patch_size": self.config.patch_size,
             "temporal_patch_size": self.config.temporal_patch_size,
@@ -123,12 +134,11 @@ class Checkpoint:
             "resample": _BICUBIC,
         }
         for key, wanted in ours.items():
-            if values.get(key, wanted) != wanted:
-                raise CheckpointError(
-                    f"{self.name}: the preprocessor config's {key} is {values[key]!r}; only {wanted!r} is served."
-                )
-        if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise CheckpointError(f"{self.name}: the preprocessor config's rescale_factor is not 1/255.")
+            value = reader.get(key, type(wanted), wanted)
+            if value != wanted:
+                raise CheckpointError(f"{reader.where}: {key} is {value!r}; only {wanted!r} is served.")
+        if abs(reader.get("rescale_factor", float, 1 / 255) * 255 - 1) > 1e-6:
+            raise CheckpointError(f"{reader.where}: rescale_factor is not 1/255.")
 
     def load(
         self,
@@ -239,8 +249,8 @@ class _Files:
         index = self.read_json("model.safetensors.index.json")
         if index is not None:
             weight_map = index.get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise CheckpointError(f"{self.name}: model.safetensors.index.json has no weight_map.")
+            if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+                raise CheckpointError(f"{self.name}: model.safetensors.index.json has no weight_map of file names.")
             return weight_map
         with _open_weights(self.weights("model.safetensors")) as weights:
             return dict.fromkeys(weights.keys(), "model.safetensors")
@@ -281,12 +291,15 @@ class _Hub(_Files):
             self.commit = self._revision = config.parent.name
 
     def path(self, filename: str) -> Path | None:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             return Path(hf_hub_download(self.name, filename, revision=self._revision))
         except LocalEntryNotFoundError as error:
+            # Offline, the hub client does not ask its own note that this commit has no such file.
+            if try_to_load_from_cache(self.name, filename, revision=self._revision) is _CACHED_NO_EXIST:
+                return None
             raise self._unreachable() from error
         except EntryNotFoundError:
             return None

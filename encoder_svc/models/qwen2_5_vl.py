@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from encoder_svc.attention.base import PackedSequences
-from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.errors import CheckpointError
+from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import (
     PatchEmbed,
     Rotary,
@@ -107,20 +108,23 @@ class Qwen25VLEncoder(VisionEncoder):
         self.merger = PatchMerger(config, nn.RMSNorm(config.hidden_size, eps=_NORM_EPS))
 
     @classmethod
-    def read_config(cls, reader: VisionConfigReader) -> Qwen25VLVisionConfig:
+    def read_config(cls, reader: ConfigReader) -> Qwen25VLVisionConfig:
         common = VisionConfig.read_common(
             reader, hidden_key="hidden_size", out_key="out_hidden_size", hidden_act="silu"
         )
-        return Qwen25VLVisionConfig(
+        config = Qwen25VLVisionConfig(
             **common,
             intermediate_size=reader.positive("intermediate_size"),
             window_size=reader.positive("window_size"),
             full_attention_blocks=reader.layer_indices("fullatt_block_indexes", common["depth"]),
         )
+        if config.window_side < 1:
+            raise CheckpointError(f"{reader.where}: 'window_size' {config.window_size} is less than one merged block.")
+        return config
 
     def build_inputs(self, grids: Sequence[GridThw]) -> Qwen25VLInputs:
         merge = self.config.spatial_merge_size
-        order, lengths = window_order(grids, merge, self.config.window_side)
+        order, lengths = window_order(grids, merge, self.config.window_side, largest_first=not self.config.causal)
         positions = patch_positions(grids, merge).reshape(len(order), merge**2, 2)
         return Qwen25VLInputs(
             position_ids=torch.from_numpy(positions[order].reshape(-1, 2)),
@@ -144,13 +148,16 @@ class Qwen25VLEncoder(VisionEncoder):
 
 
 def window_order(
-    grids: Sequence[GridThw], merge_size: int, window_side: int
+    grids: Sequence[GridThw], merge_size: int, window_side: int, *, largest_first: bool
 ) -> tuple[npt.NDArray[np.int64], list[int]]:
     """Which merged block stands where in window order, and each window's length in patches.
 
-    Windows tile each frame from its top left; those at the right and lower edge are smaller. Unlike the reference,
-    which takes them row by row, windows of one frame are ordered by size, largest first: equal windows then lie next
-    to each other and an attention backend can take them as one dense batch. Attention does not see the difference.
+    Windows tile each frame from its top left; those at the right and lower edge are smaller. The reference takes them
+    row by row.
+
+    Args:
+        largest_first: order the windows of a frame by size instead: equal windows then lie next to each other and an
+            attention backend can take them as one dense batch. Bidirectional attention does not see the difference.
 
     Returns:
         order: int64 [rows].
@@ -160,7 +167,9 @@ def window_order(
     lengths: list[int] = []
     first_row = 0
     for grid in grids:
-        frame_order, frame_lengths = _frame_window_order(grid.h // merge_size, grid.w // merge_size, window_side)
+        frame_order, frame_lengths = _frame_window_order(
+            grid.h // merge_size, grid.w // merge_size, window_side, largest_first
+        )
         for _ in range(grid.t):
             orders.append(frame_order + first_row)
             lengths.extend(length * merge_size**2 for length in frame_lengths)
@@ -168,12 +177,14 @@ def window_order(
     return np.concatenate(orders), lengths
 
 
-def _frame_window_order(height: int, width: int, window_side: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+def _frame_window_order(
+    height: int, width: int, window_side: int, largest_first: bool
+) -> tuple[npt.NDArray[np.int64], list[int]]:
     rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
     windows_across = -(-width // window_side)
     window_of_block = (rows // window_side) * windows_across + columns // window_side
     sizes = np.bincount(window_of_block)
-    largest_first = np.argsort(-sizes, kind="stable")
-    rank = np.empty_like(largest_first)
-    rank[largest_first] = np.arange(len(sizes))
-    return np.argsort(rank[window_of_block], kind="stable"), [int(size) for size in sizes[largest_first]]
+    windows = np.argsort(-sizes, kind="stable") if largest_first else np.arange(len(sizes))
+    rank = np.empty_like(windows)
+    rank[windows] = np.arange(len(sizes))
+    return np.argsort(rank[window_of_block], kind="stable"), [int(size) for size in sizes[windows]]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.errors import CheckpointError
+from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import (
     PatchEmbed,
     Rotary,
@@ -95,12 +96,14 @@ class Qwen2VLEncoder(VisionEncoder):
         self.merger = PatchMerger(config, nn.LayerNorm(config.hidden_size, eps=_NORM_EPS))
 
     @classmethod
-    def read_config(cls, reader: VisionConfigReader) -> Qwen2VLVisionConfig:
+    def read_config(cls, reader: ConfigReader) -> Qwen2VLVisionConfig:
         common = VisionConfig.read_common(
             reader, hidden_key="embed_dim", out_key="hidden_size", hidden_act="quick_gelu"
         )
-        mlp_ratio = reader.get("mlp_ratio", float, 4.0)
-        return Qwen2VLVisionConfig(**common, intermediate_size=int(common["hidden_size"] * mlp_ratio))
+        intermediate_size = int(common["hidden_size"] * reader.get("mlp_ratio", float, 4.0))
+        if intermediate_size < 1:
+            raise CheckpointError(f"{reader.where}: 'mlp_ratio' leaves the MLP {intermediate_size} values wide.")
+        return Qwen2VLVisionConfig(**common, intermediate_size=intermediate_size)
 
     def build_inputs(self, grids: Sequence[GridThw]) -> EncoderInputs:
         positions = patch_positions(grids, self.config.spatial_merge_size)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from encoder_svc.errors import CheckpointError
-from encoder_svc.models.base import EncoderInputs, VisionConfig, VisionConfigReader, VisionEncoder
+from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import (
     PatchEmbed,
     Rotary,
@@ -126,14 +126,14 @@ class Qwen3VLEncoder(VisionEncoder):
         )
 
     @classmethod
-    def read_config(cls, reader: VisionConfigReader) -> Qwen3VLVisionConfig:
+    def read_config(cls, reader: ConfigReader) -> Qwen3VLVisionConfig:
         common = VisionConfig.read_common(
             reader, hidden_key="hidden_size", out_key="out_hidden_size", hidden_act="gelu_pytorch_tanh"
         )
         num_positions = reader.positive("num_position_embeddings")
         side = math.isqrt(num_positions)
         if side**2 != num_positions:
-            raise CheckpointError(f"vision_config's num_position_embeddings {num_positions} is not a square.")
+            raise CheckpointError(f"{reader.where}: 'num_position_embeddings' {num_positions} is not a square.")
         return Qwen3VLVisionConfig(
             **common,
             intermediate_size=reader.positive("intermediate_size"),
@@ -157,13 +157,13 @@ class Qwen3VLEncoder(VisionEncoder):
         positions = (self.pos_embed(inputs.corner_indices) * inputs.corner_weights.unsqueeze(-1)).sum(dim=1)
         embedded = self.patch_embed(pixel_values)
         hidden = embedded + positions.to(embedded.dtype)
-        levels: dict[int, torch.Tensor] = {}
+        levels: list[torch.Tensor] = []
         for index, block in enumerate(self.blocks):
             hidden = block(hidden, rotary, inputs.sequences)
             if index in self.config.deepstack_blocks:
-                level = self.config.deepstack_blocks.index(index)
-                levels[level] = self.deepstack_merger_list[level](hidden)
-        return torch.cat([self.merger(hidden), *(levels[level] for level in sorted(levels))], dim=-1)
+                merger = self.deepstack_merger_list[self.config.deepstack_blocks.index(index)]
+                levels.append(merger(hidden))
+        return torch.cat([self.merger(hidden), *levels], dim=-1)
 
 
 def interpolation_corners(
