@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from encoder_svc.engine.builder import build_batch
+from encoder_svc.images.patches import normalise
+from encoder_svc.images.types import GridThw, ProcessedImage
+from tests.models.towers import FAMILIES, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from encoder_svc.models.tower import VisionTower
+
+
+@pytest.fixture(scope="module")
+def tower(tiny_checkpoint: Callable[[str], Path]) -> VisionTower:
+    return load(tiny_checkpoint("qwen2_vl"))
+
+
+def uint8_image(grid: GridThw, seed: int = 0) -> ProcessedImage:
+    patches = np.random.default_rng(seed).integers(0, 256, (grid.num_patches, 3, 14, 14), dtype=np.uint8)
+    return ProcessedImage(grid, patches)
+
+
+def pixel_value_image(grid: GridThw, dtype: np.typing.DTypeLike = np.float32, seed: int = 0) -> ProcessedImage:
+    """As it comes off the wire: a read-only view of the request's bytes."""
+    values = np.random.default_rng(seed).normal(size=(grid.num_patches, 3 * 2 * 14 * 14)).astype(dtype)
+    return ProcessedImage(grid, np.frombuffer(values.tobytes(), dtype).reshape(values.shape))
+
+
+def pixel_values(images: list[ProcessedImage], tower: VisionTower, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return build_batch(images, tower.encoder).pixel_values(tower.settings, dtype)
+
+
+def test_uint8_patches_are_normalised_with_the_checkpoints_settings(tower: VisionTower) -> None:
+    image = uint8_image(GridThw(1, 2, 4))
+    settings = tower.settings
+    wanted = normalise(
+        torch.from_numpy(image.patches),
+        mean=settings.image_mean,
+        std=settings.image_std,
+        temporal_patch_size=settings.temporal_patch_size,
+    )
+    assert torch.equal(pixel_values([image], tower), wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_pixel_values_are_taken_as_they_are(tower: VisionTower, dtype: np.typing.DTypeLike) -> None:
+    image = pixel_value_image(GridThw(2, 2, 4), dtype)
+    got = pixel_values([image], tower)
+    np.testing.assert_array_equal(got.numpy(), image.patches.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_pixel_values_leave_in_the_dtype_of_the_tower(tower: VisionTower, dtype: torch.dtype) -> None:
+    images = [uint8_image(GridThw(1, 2, 2)), pixel_value_image(GridThw(1, 2, 2), np.float16)]
+    assert pixel_values(images, tower, dtype).dtype == dtype
+
+
+def test_images_of_every_dtype_stand_in_the_order_given(tower: VisionTower) -> None:
+    images = [
+        pixel_value_image(GridThw(1, 2, 4), ml_dtypes.bfloat16, seed=1),
+        uint8_image(GridThw(1, 4, 4), seed=2),
+        uint8_image(GridThw(1, 2, 2), seed=3),
+        pixel_value_image(GridThw(1, 2, 6), np.float32, seed=4),
+        uint8_image(GridThw(1, 6, 2), seed=5),
+        pixel_value_image(GridThw(3, 2, 2), np.float16, seed=6),
+    ]
+    alone = [pixel_values([image], tower) for image in images]
+    assert torch.equal(pixel_values(images, tower), torch.cat(alone))
+
+
+def test_neighbours_of_one_dtype_are_one_segment(tower: VisionTower) -> None:
+    images = [uint8_image(GridThw(1, 2, 2))] * 3 + [pixel_value_image(GridThw(1, 2, 2))] * 2
+    segments = build_batch(images, tower.encoder).segments
+    assert [tuple(segment.shape) for segment in segments] == [(12, 3, 14, 14), (8, 1176)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grids_and_boundaries_follow_the_images(tiny_checkpoint: Callable[[str], Path], family: str) -> None:
+    encoder = load(tiny_checkpoint(family)).encoder
+    grids = [GridThw(1, 4, 6), GridThw(2, 2, 2)]
+    batch = build_batch([uint8_image(grid) for grid in grids], encoder)
+    assert batch.grids == grids
+    assert batch.inputs.sequences.lengths == (24, 4, 4)
+    assert batch.inputs.position_ids.shape == (32, 2)
+
+
+def test_the_callers_arrays_are_left_alone(tower: VisionTower) -> None:
+    image = pixel_value_image(GridThw(1, 2, 2))
+    before = image.patches.copy()
+    pixel_values([image], tower).zero_()
+    np.testing.assert_array_equal(image.patches, before)
+
+
+@pytest.mark.cuda
+def test_a_batch_moved_to_cuda_is_the_same_batch(tiny_checkpoint: Callable[[str], Path]) -> None:
+    tower = load(tiny_checkpoint("qwen2_5_vl"))
+    images = [uint8_image(GridThw(1, 10, 12)), pixel_value_image(GridThw(1, 2, 2), ml_dtypes.bfloat16)]
+    batch = build_batch(images, tower.encoder)
+    moved = batch.to(torch.device("cuda"))
+    for here, there in zip(batch.segments, moved.segments, strict=True):
+        assert there.is_cuda
+        assert torch.equal(here, there.cpu())
+    assert torch.equal(batch.inputs.position_ids, moved.inputs.position_ids.cpu())
+    assert torch.equal(batch.inputs.sequences.cu_seqlens, moved.inputs.sequences.cu_seqlens.cpu())
