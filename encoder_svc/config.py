@@ -6,6 +6,7 @@ Every option is one field of :class:`Config`. Its name gives the flag (``--max-i
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -64,11 +65,13 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
-def _at_least(low: int, parse: Callable[[Any], int] = _number) -> Callable[[Any], int]:
+def _at_least(low: int, parse: Callable[[Any], int] = _number, *, at_most: float = math.inf) -> Callable[[Any], int]:
     def checked(value: Any) -> int:
         number = parse(value)
         if number < low:
             raise ValueError(f"less than {low}")
+        if number > at_most:
+            raise ValueError(f"more than {at_most}")
         return number
 
     return checked
@@ -84,6 +87,9 @@ def _port(value: Any) -> int:
 def _option(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
     return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": help_text})
 
+
+# Beyond it Pillow refuses by itself (twice Image.MAX_IMAGE_PIXELS).
+_PILLOW_MAX_PIXELS: Final = 178_956_970
 
 _COUNT = _at_least(1)
 _SIZE = _at_least(1, _bytes)
@@ -135,7 +141,9 @@ class Config:
     max_request_patches: int = _option(262_144, _COUNT, "N", "patches that one request's images may make")
     max_image_bytes: int = _option(32 * 2**20, _SIZE, "BYTES", "size of one encoded image")
     max_image_side: int = _option(32_768, _COUNT, "PIXELS", "longer side of an image, before resizing")
-    max_image_pixels: int = _option(80_000_000, _COUNT, "PIXELS", "area of an image, before resizing")
+    max_image_pixels: int = _option(
+        80_000_000, _at_least(1, at_most=_PILLOW_MAX_PIXELS), "PIXELS", "area of an image, before resizing"
+    )
     drain_s: float = _option(30.0, _seconds, "SECONDS", "on SIGTERM, how long running requests may take to finish")
     log_level: str = _option(
         "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"

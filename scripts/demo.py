@@ -75,7 +75,9 @@ def show(lm: dict[str, object], photos: list[Path]) -> None:
         stages = "  ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in image["timings"].items())
         sent, received = f"{photo.stat().st_size:,} B", f"{image['bytes']:,} B"
         print(f"   {photo.name:<16}{sent:>10}{image['rows']:>6}{received:>11}  {stages}")
-    print(f"\n   prompt  {QUESTION!r}\n   tokens  {lm['tokens']}\n   text    {lm['text']!r}   (random weights: gibberish)")
+    print(
+        f"\n   prompt  {QUESTION!r}\n   tokens  {lm['tokens']}\n   text    {lm['text']!r}   (random weights: gibberish)"
+    )
 
 
 @contextmanager

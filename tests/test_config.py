@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,6 @@ from encoder_svc.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 MIB = 2**20
 
@@ -290,3 +290,13 @@ def test_port_zero_is_taken() -> None:
 )
 def test_what_kubernetes_writes_for_a_service_is_ignored(variable: str, text: str) -> None:
     assert load(environment={variable: text}) == load()
+
+
+def test_more_pixels_than_pillow_itself_takes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 178956970"):
+        load_config(flags={"max_image_pixels": "178956971"}, environment={})
+
+
+def test_the_commented_example_holds_the_defaults() -> None:
+    example = Path(__file__).parents[1] / "configs/server.yaml"
+    assert load_config(flags={}, environment={}, file=example).config == Config()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import grpc
 import pytest
 
@@ -120,3 +122,8 @@ def test_where_and_when_are_kept() -> None:
 )
 def test_the_tree_is_as_its_docstring_draws_it(child: type, parent: type) -> None:
     assert child.__base__ is parent
+
+
+def test_every_reason_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs/wire.md").read_text()
+    assert [reason for reason in Reason if f"`{reason}`" not in text] == []

@@ -1,7 +1,8 @@
-"""Encoded bytes to sRGB pixels, in two steps: read the header, then decode.
+"""Encoded bytes to RGB pixels, in two steps: read the header, then decode.
 
 The header's size is checked against the limits before a pixel buffer exists. Pixels come out upright
 (EXIF orientation applied), 8 bits a channel, transparency composited on white, first frame of an animation.
+Colour profiles are not applied, as transformers does not apply them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE)
+# Pillow walks chunks in Python: a file of millions of empty ones would hold a thread, and the GIL, for seconds. An
+# honest encoder writes chunks of 8 KiB or more, 4,096 in the largest file that is taken by default.
+_MAX_PNG_CHUNKS = 2**16
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,17 +57,18 @@ class OpenedImage:
                 IMAGE_ASPECT_RATIO.
         """
         limits.check_image_bytes(len(data))
+        png_exif = _walk_png(data) if data.startswith(_PNG_SIGNATURE) else b""
         self._image = _open(data)
         width, height = self._image.size
         limits.check_image_size(height, width)
         _scale_transparency(self._image, data)
-        self._orientation = _orientation(self._image, data)
+        self._orientation = _orientation(self._image, png_exif)
         if self._orientation >= 5:
             height, width = width, height
         self.height, self.width = height, width
 
     def decode(self) -> npt.NDArray[np.uint8]:
-        """The pixels, [height, width, 3] uint8 sRGB.
+        """The pixels, [height, width, 3] uint8 RGB.
 
         Raises:
             RequestError: IMAGE_CORRUPT, where the header promised more than the bytes hold.
@@ -118,10 +124,10 @@ def _scale_transparency(image: Image.Image, data: bytes) -> None:
         image.info["transparency"] = tuple(sample >> 8 for sample in transparency)
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
-    if image.format == "PNG" and "exif" not in image.info and (exif := _png_exif(data)):
-        # Legal, and what ImageMagick writes. Pillow finds it too, but only by decoding the pixels first.
-        image.info["exif"] = exif
+def _orientation(image: Image.Image, png_exif: bytes) -> int:
+    if png_exif and "exif" not in image.info:
+        # Behind the pixels: legal, and what ImageMagick writes. Pillow finds it only by decoding them first.
+        image.info["exif"] = png_exif
     try:
         orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
     except Exception:  # a broken EXIF block; the pixels are still good
@@ -129,15 +135,21 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def _png_exif(data: bytes) -> bytes:
-    """The eXIf chunk of a PNG file, wherever it stands; empty if there is none."""
-    offset = 8
-    while offset + 8 <= len(data):
+def _walk_png(data: bytes) -> bytes:
+    """The eXIf chunk of a PNG file, wherever it stands; empty if there is none.
+
+    Raises:
+        RequestError: IMAGE_CORRUPT, more chunks than any honest file has.
+    """
+    exif, offset = b"", len(_PNG_SIGNATURE)
+    for _ in range(_MAX_PNG_CHUNKS):
+        if offset + 8 > len(data):
+            return exif
         length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"eXIf":
-            return b"Exif\x00\x00" + data[offset + 8 : offset + 8 + length]
+            exif = exif or b"Exif\x00\x00" + data[offset + 8 : offset + 8 + length]
         offset += 12 + length
-    return b""
+    raise _corrupt()
 
 
 def _corrupt() -> RequestError:

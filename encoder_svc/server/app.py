@@ -31,6 +31,7 @@ from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.platforms import Platform, platform_for_device
+from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.servicer import EncoderServicer, Pipeline
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def run_server(loaded: LoadedConfig) -> int:
         StartupError: the config, the checkpoint or the attention backend cannot be served.
     """
     config = loaded.config
+    use_one_heap()
     logging.basicConfig(
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )

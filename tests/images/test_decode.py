@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -428,3 +429,12 @@ def test_chunks_in_any_order_never_yield_anything_but_pixels_or_a_reason(png_fil
                 assert open_image(data).decode().shape == (1, 2, 3)
             except RequestError as error:
                 assert error.reason in DECODE_REASONS
+
+
+def test_a_png_of_countless_empty_chunks_is_refused_quickly(png_file, open_image) -> None:
+    data = png_file(width=4, height=4, bit_depth=8, colour_type=2, rows=bytes(48), before=[(b"teSt", b"")] * 1_000_000)
+    started_s = time.perf_counter()
+    with pytest.raises(RequestError) as caught:
+        open_image(data)
+    assert caught.value.reason == "IMAGE_CORRUPT"
+    assert time.perf_counter() - started_s < 1
