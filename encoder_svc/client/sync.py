@@ -118,7 +118,7 @@ class EncoderClient:
         except grpc.RpcError as error:
             raise call_error(error, self.target) from None
         finally:
-            call.cancel()  # type: ignore[no-untyped-call]
+            call.cancel()
         assembler.finish()
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ class Server:
             selection.reason,
         )
         self._servicer = EncoderServicer()
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health = health.aio.HealthServicer()
 
     async def run(self) -> int:
         """Binds the port, loads, serves, drains. Returns the exit code."""
