@@ -37,11 +37,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 @pytest.fixture(scope="session")
 def server(tiny_checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., ServerProcess]]:
-    """Starts a server for a family's tiny checkpoint with the given options, or gives the one that runs already."""
+    """Starts a server for a family's tiny checkpoint with the given options, or gives the one that runs already.
+
+    On the CPU unless an option says otherwise, so that results do not depend on the machine.
+    """
     with ExitStack() as stack:
 
         @cache
         def start(family: str, *options: str) -> ServerProcess:
-            return stack.enter_context(ServerProcess("--model", tiny_checkpoint(family), *options))
+            device = () if "--device" in options else ("--device", "cpu")
+            return stack.enter_context(ServerProcess("--model", tiny_checkpoint(family), *device, *options))
 
         yield start

@@ -184,3 +184,17 @@ def test_pixel_values_with_several_frames_are_encoded(server, tower) -> None:
     with EncoderClient(server("qwen2_5_vl").target) as client:
         [image] = client.encode([PixelValues(values, tuple(grid))])
     np.testing.assert_allclose(image.embeddings, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 5e-2)])
+def test_a_gpu_agrees_with_the_cpu(server, photos: list[Path], family: str, dtype: str, tolerance: float) -> None:
+    def encode(*options: str) -> np.ndarray:
+        with EncoderClient(server(family, *options).target) as client:
+            images = client.encode(photos)
+        assert all(image.timings.forward_s > 0 for image in images)
+        return np.concatenate([image.embeddings.astype(np.float32) for image in images])
+
+    on_cpu, on_gpu = encode(), encode("--device", "cuda", "--dtype", dtype)
+    assert np.linalg.norm(on_gpu - on_cpu) <= tolerance * np.linalg.norm(on_cpu)
