@@ -9,6 +9,7 @@
     │   └── AttentionBackendError       the attention backend asked for cannot run here
     └── RequestError                    one request or one image failed: has .reason, .code, .message
         ├── InvalidInputError           INVALID_ARGUMENT    change the input
+        ├── NotFoundError               NOT_FOUND           encode it again
         ├── OverloadedError             RESOURCE_EXHAUSTED  send less, or again later
         ├── DeadlineError               DEADLINE_EXCEEDED   allow more time
         ├── CancelledError              CANCELLED           the caller went away
@@ -67,7 +68,11 @@ class Reason(StrEnum):
     GRID_MISMATCH = "GRID_MISMATCH"
     DTYPE_UNSUPPORTED = "DTYPE_UNSUPPORTED"
     PIXEL_VALUES_NOT_FINITE = "PIXEL_VALUES_NOT_FINITE"
+    # One key of a fetch.
+    KEY_UNKNOWN = "KEY_UNKNOWN"
+    KEY_EXPIRED = "KEY_EXPIRED"
     # The service.
+    LEASE_BYTES_EXHAUSTED = "LEASE_BYTES_EXHAUSTED"
     QUEUE_FULL = "QUEUE_FULL"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
@@ -82,6 +87,9 @@ class Reason(StrEnum):
 
 
 _CODE_OF_SERVICE_REASON: Final = {
+    Reason.KEY_UNKNOWN: "NOT_FOUND",
+    Reason.KEY_EXPIRED: "NOT_FOUND",
+    Reason.LEASE_BYTES_EXHAUSTED: "RESOURCE_EXHAUSTED",
     Reason.QUEUE_FULL: "RESOURCE_EXHAUSTED",
     Reason.REQUEST_TOO_LARGE: "RESOURCE_EXHAUSTED",
     Reason.DEADLINE_EXCEEDED: "DEADLINE_EXCEEDED",
@@ -155,6 +163,10 @@ class InvalidInputError(RequestError):
     """INVALID_ARGUMENT: the input itself is at fault; sending it again cannot help."""
 
 
+class NotFoundError(RequestError):
+    """NOT_FOUND: no embeddings are kept under this key; encode the image again."""
+
+
 class OverloadedError(RequestError):
     """RESOURCE_EXHAUSTED: over a limit or a budget."""
 
@@ -177,6 +189,7 @@ class InternalError(RequestError):
 
 _CLASSES: Final[dict[str, type[RequestError]]] = {
     "INVALID_ARGUMENT": InvalidInputError,
+    "NOT_FOUND": NotFoundError,
     "RESOURCE_EXHAUSTED": OverloadedError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "CANCELLED": CancelledError,
