@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
+from encoder_svc.bench.arguments import DESCRIPTION as BENCH_DESCRIPTION
+from encoder_svc.bench.arguments import add_bench_arguments
 from encoder_svc.config import environment_name, flag_name, load_config, options
 from encoder_svc.errors import EncoderSvcError, StartupError
 
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start a server", description=_SERVE_DESCRIPTION))
     _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
     _add_info(commands.add_parser("info", help="show what a server serves"))
+    _add_bench(commands.add_parser("bench", help="load a server and measure it"))
     _add_make_checkpoint(commands.add_parser("make-checkpoint", help="write a checkpoint with random weights"))
     return parser
 
@@ -115,6 +118,24 @@ def _info(parsed: argparse.Namespace) -> int:
 
     print(describe_server(parsed.target, as_json=parsed.json, timeout_s=parsed.timeout_s))
     return 0
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    serve = kinds.add_parser("serve", help="over gRPC, a server that runs", description=BENCH_DESCRIPTION)
+    _add_target(serve)
+    add_bench_arguments(serve)
+    serve.set_defaults(run=_bench_serve)
+
+
+def _bench_serve(parsed: argparse.Namespace) -> int:
+    from encoder_svc.bench.serve import measure, write_outputs
+    from encoder_svc.bench.table import table
+
+    report, run = measure(parsed)
+    print(table(report), flush=True)
+    write_outputs(parsed, report, run)
+    return report.exit_code
 
 
 def _add_make_checkpoint(parser: argparse.ArgumentParser) -> None:
