@@ -62,7 +62,7 @@ class Requests:
 
     Attributes:
         succeeded: every image did.
-        partly_failed: some did; or all, and the call failed even so, as when its deadline passed before its last message.
+        partly_failed: some did; or all, and the call failed even so: its deadline passed before its last message.
         failed: none did.
         unfinished: running when the run was interrupted.
         not_sent: due while max_outstanding others ran, or still unsent a second after the window, by a load generator
