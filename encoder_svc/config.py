@@ -134,8 +134,36 @@ class Config:
     max_batch_patches: int = _option(65_536, _COUNT, "N", "patches in one batch; a larger image runs alone")
     max_batch_images: int = _option(64, _COUNT, "N", "images in one batch")
     max_queued_patches: int = _option(
-        1_048_576, _COUNT, "N", "patches that may wait for the device; beyond them images are refused"
+        1_048_576,
+        _COUNT,
+        "N",
+        "patches that may be pending until sent; beyond them requests are refused",
     )
+    max_inflight_images: int = _option(
+        1_024, _COUNT, "N", "images that may be pending; beyond them requests are refused"
+    )
+    max_inflight_bytes: int = _option(
+        2**30, _SIZE, "BYTES", "bytes of requests that may be pending; beyond them requests are refused"
+    )
+    request_window_patches: int = _option(
+        65_536, _COUNT, "N", "patches of one request that are decoded, encoded or waiting to be read at a time"
+    )
+    send_timeout_s: float = _option(
+        30.0, _seconds, "SECONDS", "how long the caller may leave one message unread before its call is ended"
+    )
+    watchdog_s: float = _option(
+        300.0, _seconds, "SECONDS", "how long one batch may take before the device counts as broken; 0 for ever"
+    )
+    cache_bytes: int = _option(
+        4 * 2**30, _at_least(0, _bytes), "BYTES", "embeddings kept for images that come again; 0 none"
+    )
+    max_leased_bytes: int = _option(
+        2**30, _at_least(0, _bytes), "BYTES", "embeddings retained for other processes to fetch; 0 none"
+    )
+    lease_s: float = _option(
+        60.0, _seconds, "SECONDS", "how long embeddings are retained where the request does not say"
+    )
+    max_lease_s: float = _option(600.0, _seconds, "SECONDS", "how long embeddings are retained at the most")
     max_images: int = _option(64, _COUNT, "N", "images in one request")
     max_request_bytes: int = _option(128 * 2**20, _SIZE, "BYTES", "size of one request")
     max_request_patches: int = _option(262_144, _COUNT, "N", "patches that one request's images may make")

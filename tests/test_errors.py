@@ -18,6 +18,7 @@ from encoder_svc.errors import (
     EncoderSvcError,
     InternalError,
     InvalidInputError,
+    NotFoundError,
     OverloadedError,
     Reason,
     RequestError,
@@ -32,6 +33,7 @@ CLASS_OF_CODE = {
     "DEADLINE_EXCEEDED": DeadlineError,
     "CANCELLED": CancelledError,
     "UNAVAILABLE": UnavailableError,
+    "NOT_FOUND": NotFoundError,
     "INTERNAL": InternalError,
     "DATA_LOSS": InternalError,
 }
@@ -89,7 +91,7 @@ def test_a_code_that_is_given_beats_the_reasons_own() -> None:
     assert (type(error), error.code) == (UnavailableError, "UNAVAILABLE")
 
 
-@pytest.mark.parametrize("code", ["NOT_FOUND", "UNKNOWN", "FROM_THE_FUTURE"])
+@pytest.mark.parametrize("code", ["ABORTED", "UNKNOWN", "FROM_THE_FUTURE"])
 def test_a_code_without_a_class_is_an_internal_error_that_keeps_the_code(code: str) -> None:
     error = request_error("NEWER_REASON", "…", code=code)
     assert (type(error), error.code, error.reason) == (InternalError, code, "NEWER_REASON")

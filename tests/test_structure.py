@@ -35,10 +35,12 @@ def test_the_clients_public_surface_is_what_it_declares() -> None:
         "InvalidInputError",
         "LimitsInfo",
         "ModelInfo",
+        "NotFoundError",
         "OverloadedError",
         "PixelValues",
         "ProcessorInfo",
         "RequestError",
+        "RetainedImage",
         "StageTimings",
         "UnavailableError",
     }

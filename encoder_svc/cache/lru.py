@@ -32,6 +32,10 @@ class ByteLru(Generic[EntryT]):
             self._entries.move_to_end(key)
         return entry
 
+    def peek(self, key: str) -> EntryT | None:
+        """As :meth:`get`, but leaves the order as it is."""
+        return self._entries.get(key)
+
     def put(self, key: str, entry: EntryT) -> bool:
         """Keeps an entry that is not kept yet, and evicts what has to go. False if it alone is over the bound."""
         assert key not in self._entries

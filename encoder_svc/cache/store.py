@@ -124,6 +124,12 @@ class EmbeddingStore(Generic[EntryT]):
             self._hits += 1
         return entry
 
+    def peek(self, key: str) -> EntryT | None:
+        """As :meth:`get`, but counts nothing and leaves the order of eviction as it is."""
+        self.expire()
+        entry = self._leased.get(key)
+        return self._cached.peek(key) if entry is None else entry
+
     def put(self, key: str, entry: EntryT) -> bool:
         """Caches an entry, evicting those unused for longest. False if it is not kept: alone over ``max_bytes``."""
         _check(entry)

@@ -17,6 +17,7 @@ from encoder_svc.client.types import (
     ModelInfo,
     PixelValues,
     ProcessorInfo,
+    RetainedImage,
     StageTimings,
 )
 from encoder_svc.errors import (
@@ -24,6 +25,7 @@ from encoder_svc.errors import (
     DeadlineError,
     InternalError,
     InvalidInputError,
+    NotFoundError,
     OverloadedError,
     RequestError,
     UnavailableError,
@@ -41,10 +43,12 @@ __all__ = [
     "InvalidInputError",
     "LimitsInfo",
     "ModelInfo",
+    "NotFoundError",
     "OverloadedError",
     "PixelValues",
     "ProcessorInfo",
     "RequestError",
+    "RetainedImage",
     "StageTimings",
     "UnavailableError",
 ]

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
 import grpc.aio
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.client.wire import Assembler, call_error, encode_request, model_info, position, raise_first_error
+from encoder_svc.client.types import EncodedImage, RetainedImage
+from encoder_svc.client.wire import (
+    Assembler,
+    all_good,
+    call_error,
+    encode_request,
+    good_or_error,
+    model_info,
+    position,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
-    from encoder_svc.client.types import EncodedImage, ImageInput, ModelInfo
+    from encoder_svc.client.types import ImageInput, ModelInfo
+    from encoder_svc.client.wire import Result
     from encoder_svc.errors import RequestError
 
 
@@ -73,19 +83,55 @@ class AsyncEncoderClient:
         return_errors: bool = False,
     ) -> list[EncodedImage] | list[EncodedImage | RequestError]:
         """Encodes images and returns them in the order given; see :meth:`EncoderClient.encode`."""
-        arrived = [result async for result in self.stream(images, timeout_s=timeout_s, request_id=request_id)]
+        arrived: list[Result] = [
+            result async for result in self.stream(images, timeout_s=timeout_s, request_id=request_id)
+        ]
         results = sorted(arrived, key=position)
-        if return_errors:
-            return results
-        return raise_first_error(results)
+        return good_or_error(results, EncodedImage) if return_errors else all_good(results, EncodedImage)
 
     async def stream(
         self, images: Sequence[ImageInput], *, timeout_s: float | None = None, request_id: str = ""
     ) -> AsyncIterator[EncodedImage | RequestError]:
         """Encodes images and yields each as it is ready; see :meth:`EncoderClient.stream`."""
         request = encode_request(images, request_id)
-        assembler = Assembler(len(request.images))
         call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        async for result in self._results(call, Assembler(len(request.images))):
+            yield cast("EncodedImage | RequestError", result)
+
+    async def retain(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        lease_s: float = 0.0,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> list[RetainedImage]:
+        """Encodes images and leaves their embeddings with the server; see :meth:`EncoderClient.retain`."""
+        request = encode_request(images, request_id, retain_s=lease_s)
+        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        assembler = Assembler(len(request.images), retained=True)
+        results = [result async for result in self._results(call, assembler)]
+        return all_good(sorted(results, key=position), RetainedImage)
+
+    async def fetch(
+        self, keys: Sequence[str], *, timeout_s: float | None = None, request_id: str = ""
+    ) -> list[EncodedImage]:
+        """Embeddings that were retained, in the order of their keys; see :meth:`EncoderClient.fetch`."""
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=request_id)
+        call = self._stub.FetchEmbeddings(request, timeout=timeout_s or self._timeout_s)
+        results = [result async for result in self._results(call, Assembler(len(keys)))]
+        return all_good(sorted(results, key=position), EncodedImage)
+
+    async def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
+        """Gives up leases before they end; see :meth:`EncoderClient.release`."""
+        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
+        try:
+            response = await self._stub.ReleaseEmbeddings(request, timeout=timeout_s or self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise call_error(error, self.target) from None
+        return response.num_released
+
+    async def _results(self, call: Any, assembler: Assembler) -> AsyncIterator[Result]:
         try:
             async for response in call:
                 settled = assembler.feed(response)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.client.wire import Assembler, call_error, encode_request, model_info, position, raise_first_error
+from encoder_svc.client.types import EncodedImage, RetainedImage
+from encoder_svc.client.wire import (
+    Assembler,
+    all_good,
+    call_error,
+    encode_request,
+    good_or_error,
+    model_info,
+    position,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
-    from encoder_svc.client.types import EncodedImage, ImageInput, ModelInfo
+    from encoder_svc.client.types import ImageInput, ModelInfo
+    from encoder_svc.client.wire import Result
     from encoder_svc.errors import RequestError
 
 
@@ -87,9 +97,7 @@ class EncoderClient:
             RequestError: the call failed, or an image did (``image_index`` says which; the first by index).
         """
         results = sorted(self.stream(images, timeout_s=timeout_s, request_id=request_id), key=position)
-        if return_errors:
-            return results
-        return raise_first_error(results)
+        return good_or_error(results, EncodedImage) if return_errors else all_good(results, EncodedImage)
 
     def stream(
         self, images: Sequence[ImageInput], *, timeout_s: float | None = None, request_id: str = ""
@@ -103,13 +111,51 @@ class EncoderClient:
             TypeError, ValueError, OSError: something in ``images`` is not an image, before anything is sent.
         """
         request = encode_request(images, request_id)
-        return self._stream(request, timeout_s or self._timeout_s)
+        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        results = self._results(call, Assembler(len(request.images)))
+        return cast("Iterator[EncodedImage | RequestError]", results)
 
-    def _stream(
-        self, request: encoder_pb2.EncodeImagesRequest, timeout_s: float | None
-    ) -> Iterator[EncodedImage | RequestError]:
-        assembler = Assembler(len(request.images))
-        call = self._stub.EncodeImages(request, timeout=timeout_s)
+    def retain(
+        self,
+        images: Sequence[ImageInput],
+        *,
+        lease_s: float = 0.0,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> list[RetainedImage]:
+        """Encodes images and leaves their embeddings with the server, for any process to :meth:`fetch` by key.
+
+        Args:
+            lease_s: how long they are kept; 0 for the server's default.
+
+        Raises:
+            RequestError: as :meth:`encode`; also LEASE_BYTES_EXHAUSTED for an image that does not fit what may be
+                retained. Images that were retained before the one that failed stay so until their lease ends.
+        """
+        request = encode_request(images, request_id, retain_s=lease_s)
+        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        results = self._results(call, Assembler(len(request.images), retained=True))
+        return all_good(sorted(results, key=position), RetainedImage)
+
+    def fetch(self, keys: Sequence[str], *, timeout_s: float | None = None, request_id: str = "") -> list[EncodedImage]:
+        """Embeddings that were retained, in the order of their keys. Waits for those that are still being encoded.
+
+        Raises:
+            RequestError: KEY_UNKNOWN or KEY_EXPIRED (:class:`NotFoundError`), ``image_index`` being the key's position.
+        """
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=request_id)
+        call = self._stub.FetchEmbeddings(request, timeout=timeout_s or self._timeout_s)
+        return all_good(sorted(self._results(call, Assembler(len(keys))), key=position), EncodedImage)
+
+    def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
+        """Gives up leases before they end, one for each time a key is named; returns how many there were."""
+        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
+        try:
+            return self._stub.ReleaseEmbeddings(request, timeout=timeout_s or self._timeout_s).num_released
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from None
+
+    def _results(self, call: Any, assembler: Assembler) -> Iterator[Result]:
         try:
             for response in call:
                 settled = assembler.feed(response)

@@ -103,6 +103,30 @@ class EncodedImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RetainedImage:
+    """One image whose embeddings stay with the server until they are fetched, released or expire.
+
+    Attributes:
+        index: position of the image in the call.
+        key: what any process fetches them by, from the same replica.
+        grid_thw: (t, h, w) in patches.
+        rows, width: shape of the embeddings.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        num_deepstack: levels in each row.
+        timings: where the server's time went.
+    """
+
+    index: int
+    key: str
+    grid_thw: tuple[int, int, int]
+    rows: int
+    width: int
+    dtype: str
+    num_deepstack: int
+    timings: StageTimings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessorInfo:
     """How the server resizes and normalises. Areas in pixels."""
 

@@ -23,6 +23,7 @@ from encoder_svc.client.types import (
     ModelInfo,
     PixelValues,
     ProcessorInfo,
+    RetainedImage,
     StageTimings,
 )
 from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason, RequestError, request_error
@@ -46,15 +47,25 @@ _PNG_MODES = {"1", "L", "LA", "P", "RGBA", "I;16"}
 T = TypeVar("T")
 
 
-def encode_request(images: Sequence[ImageInput], request_id: str) -> encoder_pb2.EncodeImagesRequest:
+def encode_request(
+    images: Sequence[ImageInput], request_id: str, *, retain_s: float | None = None
+) -> encoder_pb2.EncodeImagesRequest:
     """
+    Args:
+        retain_s: have the embeddings retained for so long, 0 for the server's default; None has them streamed.
+
     Raises:
         TypeError, ValueError: something in ``images`` is not an image.
         OSError: a path cannot be read.
     """
     if isinstance(images, (str, bytes, os.PathLike)):
         raise TypeError("images must be a list of images; put a single one in a list.")
-    return encoder_pb2.EncodeImagesRequest(images=[_image(image) for image in images], request_id=request_id)
+    return encoder_pb2.EncodeImagesRequest(
+        images=[_image(image) for image in images],
+        request_id=request_id,
+        delivery=encoder_pb2.DELIVERY_STREAM if retain_s is None else encoder_pb2.DELIVERY_RETAIN,
+        lease_s=retain_s or 0.0,
+    )
 
 
 def _image(image: ImageInput) -> encoder_pb2.Image:
@@ -104,15 +115,23 @@ def _pixel_values(image: PixelValues) -> encoder_pb2.Image:
     )
 
 
-class Assembler:
-    """Puts the messages of one answer together again."""
+Result = EncodedImage | RetainedImage | RequestError
 
-    def __init__(self, num_images: int) -> None:
+
+class Assembler:
+    """Puts the messages of one answer together again.
+
+    Args:
+        retained: the answer has no chunks; its images become :class:`RetainedImage`.
+    """
+
+    def __init__(self, num_images: int, *, retained: bool = False) -> None:
+        self._retained = retained
         self._waiting = set(range(num_images))
         self._open: dict[int, tuple[encoder_pb2.ItemHeader, bytearray, int]] = {}
         self.summary: encoder_pb2.Summary | None = None
 
-    def feed(self, response: encoder_pb2.EncodeImagesResponse) -> EncodedImage | RequestError | None:
+    def feed(self, response: encoder_pb2.EncodeImagesResponse) -> Result | None:
         """Takes one message; returns an image once it is complete, or its error.
 
         Raises:
@@ -124,7 +143,7 @@ class Assembler:
             case "chunk":
                 self._append(response.chunk)
             case "done":
-                return self._complete(response.done)
+                return self._retain(response.done) if self._retained else self._complete(response.done)
             case "error":
                 self._settle(response.error.index)
                 return request_error(
@@ -151,7 +170,7 @@ class Assembler:
             raise _protocol_error(f"image {header.index}: the header's sizes contradict each other")
         if header.index not in self._waiting or header.index in self._open:
             raise _protocol_error(f"image {header.index}: an unexpected header")
-        self._open[header.index] = (header, bytearray(header.byte_length), 0)
+        self._open[header.index] = (header, bytearray(0 if self._retained else header.byte_length), 0)
 
     def _append(self, chunk: encoder_pb2.ItemChunk) -> None:
         header, buffer, filled = self._opened(chunk.index)
@@ -180,6 +199,20 @@ class Assembler:
             timings=_same_fields(StageTimings, done.timings),
         )
 
+    def _retain(self, done: encoder_pb2.ItemDone) -> RetainedImage:
+        header, _, _ = self._opened(done.index)
+        self._settle(done.index)
+        return RetainedImage(
+            index=done.index,
+            key=header.content_key,
+            grid_thw=(header.grid_thw.t, header.grid_thw.h, header.grid_thw.w),
+            rows=header.rows,
+            width=header.width,
+            dtype=_DTYPE_NAMES[header.dtype],
+            num_deepstack=header.num_deepstack,
+            timings=_same_fields(StageTimings, done.timings),
+        )
+
     def _opened(self, index: int) -> tuple[encoder_pb2.ItemHeader, bytearray, int]:
         if index not in self._open:
             raise _protocol_error(f"image {index}: bytes before their header")
@@ -192,24 +225,34 @@ class Assembler:
         self._open.pop(index, None)
 
 
-def position(result: EncodedImage | RequestError) -> int:
+def position(result: Result) -> int:
     """Where in the request a result belongs."""
     index = result.image_index if isinstance(result, RequestError) else result.index
     return -1 if index is None else index
 
 
-def raise_first_error(results: Sequence[EncodedImage | RequestError]) -> list[EncodedImage]:
-    """The results if all are images.
+R = TypeVar("R", EncodedImage, RetainedImage)
+
+
+def all_good(results: Sequence[Result], kind: type[R]) -> list[R]:
+    """The results if all are of ``kind``.
 
     Raises:
         RequestError: the first that is not.
     """
-    images: list[EncodedImage] = []
+    images: list[R] = []
     for result in results:
         if isinstance(result, RequestError):
             raise result
+        assert isinstance(result, kind)
         images.append(result)
     return images
+
+
+def good_or_error(results: Sequence[Result], kind: type[R]) -> list[R | RequestError]:
+    """The results, each of ``kind`` or an error."""
+    assert all(isinstance(result, (kind, RequestError)) for result in results)
+    return cast("list[R | RequestError]", results)
 
 
 def model_info(response: encoder_pb2.GetModelInfoResponse) -> ModelInfo:

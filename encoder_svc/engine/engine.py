@@ -1,4 +1,4 @@
-"""Joins the scheduler and the device: the event loop schedules, one thread does nothing but run batches."""
+"""Joins the scheduler and the device: the event loop schedules, one thread does nothing but submit batches."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from encoder_svc.engine.scheduler import Scheduler, Ticket
 from encoder_svc.errors import Reason, request_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
-    from encoder_svc.engine.runner import BatchResult, DeviceRunner
+    from encoder_svc.engine.runner import BatchResult, Runner
     from encoder_svc.images.types import ProcessedImage
 
 logger = logging.getLogger(__name__)
@@ -48,48 +48,65 @@ class Work(Ticket):
 
 
 class Engine:
-    """Encodes images in batches. Lives on one event loop; the queue belongs to it."""
+    """Encodes images in batches. Lives on one event loop; the queue belongs to it.
+
+    Args:
+        watchdog_s: a batch that takes longer hangs, and with it the device.
+
+    Attributes:
+        broken: set once the device can encode nothing any more. What waits then has failed; the process should end.
+    """
 
     def __init__(
-        self, runner: DeviceRunner, scheduler: Scheduler[Work], *, clock: Callable[[], float] = time.monotonic
+        self,
+        runner: Runner,
+        scheduler: Scheduler[Work],
+        *,
+        watchdog_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.broken = asyncio.Event()
         self._runner = runner
         self._scheduler = scheduler
+        self._watchdog_s = watchdog_s
         self._clock = clock
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        self._running: asyncio.Task[None] | None = None
+        self._waiters = ThreadPoolExecutor(max_workers=runner.depth, thread_name_prefix="device-wait")
+        self._free_slots = asyncio.Semaphore(runner.depth)
+        self._pump: asyncio.Task[None] | None = None
+        self._batches: set[asyncio.Task[None]] = set()
 
     @property
     def queued_patches(self) -> int:
         """Patches that wait for the device."""
         return self._scheduler.queued_patches
 
-    async def encode(self, image: ProcessedImage, *, timeout_s: float = math.inf) -> EncodedItem:
+    async def encode(self, image: ProcessedImage, *, flow: Hashable = None, timeout_s: float = math.inf) -> EncodedItem:
         """Encodes one image, together with whatever else waits.
 
         Cancelling the caller takes the image out of the queue, if its batch has not begun.
 
         Args:
+            flow: what it shares its turn with; see engine/scheduler.py.
             timeout_s: how long it may wait for its batch.
 
         Raises:
-            RequestError: QUEUE_FULL, DEADLINE_EXCEEDED or ENCODER_FAILED.
+            RequestError: DEADLINE_EXCEEDED, OUTPUT_NOT_FINITE, DEVICE_OUT_OF_MEMORY, ENCODER_FAILED or DEVICE_BROKEN.
         """
+        if self.broken.is_set():
+            raise _device_broken()
         now_s = self._clock()
         work = Work(
             num_patches=image.grid.num_patches,
+            flow=flow,
             deadline_s=now_s + timeout_s,
             enqueued_s=now_s,
             image=image,
             result=asyncio.get_running_loop().create_future(),
         )
-        if not self._scheduler.add(work):
-            raise request_error(
-                Reason.QUEUE_FULL,
-                f"{self._scheduler.queued_patches} patches wait already; at most "
-                f"{self._scheduler.max_queued_patches} may. Try again later or on another replica.",
-            )
-        self._wake()
+        self._scheduler.add(work)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run_until_empty())
         try:
             return await work.result
         except asyncio.CancelledError:
@@ -97,37 +114,99 @@ class Engine:
             raise
 
     async def aclose(self) -> None:
-        """Waits for the batch that runs and ends the device thread. Nothing may be encoded afterwards."""
-        if self._running is not None:
-            await asyncio.wait([self._running])
-        self._device.shutdown()
-
-    def _wake(self) -> None:
-        if self._running is None or self._running.done():
-            self._running = asyncio.get_running_loop().create_task(self._run_until_empty())
+        """Waits for the batches that run and ends the device's threads. Nothing may be encoded afterwards."""
+        if self._pump is not None and not self.broken.is_set():
+            await asyncio.wait([self._pump])
+        if self._batches and not self.broken.is_set():
+            await asyncio.wait(self._batches)
+        # The thread of a device that hangs never ends; the process has to.
+        self._device.shutdown(wait=not self.broken.is_set())
+        self._waiters.shutdown(wait=not self.broken.is_set())
 
     async def _run_until_empty(self) -> None:
         while len(self._scheduler):
+            await self._free_slots.acquire()
             batch, expired = self._scheduler.next_batch(self._clock())
             _fail(expired, Reason.DEADLINE_EXCEEDED, "The deadline passed while the image waited for the device.")
-            if batch:
-                await self._run(batch)
+            if not batch:
+                self._free_slots.release()
+                continue
+            task = asyncio.create_task(self._run_in_slot(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
+
+    async def _run_in_slot(self, batch: list[Work]) -> None:
+        try:
+            await self._run(batch)
+        finally:
+            self._free_slots.release()
 
     async def _run(self, batch: list[Work]) -> None:
-        started_s = self._clock()
-        images = [work.image for work in batch]
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._device, self._runner.run, images)
-        except Exception:
-            logger.exception("a batch of %d images failed on the device", len(images))
-            _fail(batch, Reason.ENCODER_FAILED, "The encoder failed on the batch that held this image.")
+        """Runs a batch and answers its images. One that fails is run again in parts, so that only the images fail that
+        cannot be encoded."""
+        batch = [work for work in batch if not work.result.done()]
+        if self.broken.is_set():
+            _fail_broken(batch)
+        if self.broken.is_set() or not batch:
             return
-        _finish(batch, result, started_s)
+        started_s = self._clock()
+        try:
+            async with asyncio.timeout(self._watchdog_s if self._watchdog_s < math.inf else None):
+                result = await self._through_device(batch)
+        except TimeoutError:
+            self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
+            _fail_broken(batch)
+        except Exception as error:
+            await self._recover(batch, error)
+        else:
+            _finish(batch, result, started_s)
+
+    async def _through_device(self, batch: list[Work]) -> BatchResult:
+        loop = asyncio.get_running_loop()
+        submitted = await loop.run_in_executor(self._device, self._runner.submit, [work.image for work in batch])
+        return await loop.run_in_executor(self._waiters, submitted.wait)
+
+    async def _recover(self, batch: list[Work], error: Exception) -> None:
+        out_of_memory = self._runner.is_out_of_memory(error)
+        patches = sum(work.num_patches for work in batch)
+        if out_of_memory:
+            logger.warning("a batch of %d images, %d patches, did not fit the device's memory", len(batch), patches)
+        else:
+            logger.error("a batch of %d images failed on the device", len(batch), exc_info=error)
+            loop = asyncio.get_running_loop()
+            if await loop.run_in_executor(self._device, self._runner.is_broken):
+                self._break("the device answers nothing but errors")
+                _fail_broken(batch)
+                return
+        if len(batch) > 1:
+            if out_of_memory:
+                self._scheduler.max_batch_patches = max(min(self._scheduler.max_batch_patches, patches) // 2, 1)
+                logger.warning("batches hold %d patches at most from now on", self._scheduler.max_batch_patches)
+            for part in _halves(batch) if out_of_memory else [[work] for work in batch]:
+                await self._run(part)
+        elif out_of_memory:
+            _fail(batch, Reason.DEVICE_OUT_OF_MEMORY, "The image does not fit the device's free memory.")
+        else:
+            _fail(batch, Reason.ENCODER_FAILED, "The encoder failed on this image.")
+
+    def _break(self, why: str) -> None:
+        logger.critical("the device is broken: %s", why)
+        self.broken.set()
+        while len(self._scheduler):
+            batch, expired = self._scheduler.next_batch(self._clock())
+            _fail_broken(batch + expired)
+
+
+def _halves(batch: list[Work]) -> list[list[Work]]:
+    middle = len(batch) // 2
+    return [batch[:middle], batch[middle:]]
 
 
 def _finish(batch: list[Work], result: BatchResult, started_s: float) -> None:
     for work, data in zip(batch, result.embeddings, strict=True):
-        if not work.result.done():
+        if data is None:
+            _fail([work], Reason.OUTPUT_NOT_FINITE, "The image's embeddings hold NaN or infinity.")
+        elif not work.result.done():
             work.result.set_result(
                 EncodedItem(data, started_s - work.enqueued_s, result.h2d_s, result.forward_s, result.d2h_s)
             )
@@ -137,3 +216,13 @@ def _fail(works: list[Work], reason: Reason, message: str) -> None:
     for work in works:
         if not work.result.done():
             work.result.set_exception(request_error(reason, message))
+
+
+def _fail_broken(works: list[Work]) -> None:
+    for work in works:
+        if not work.result.done():
+            work.result.set_exception(_device_broken())
+
+
+def _device_broken() -> Exception:
+    return request_error(Reason.DEVICE_BROKEN, "This replica's device is broken and it is shutting down; try another.")

@@ -1,10 +1,14 @@
-"""Runs one batch on one device: h2d, forward, d2h, each timed."""
+"""Runs batches on one device: h2d, forward, d2h, each timed by the device's own clock.
+
+On a GPU the three have streams of their own, and a batch is submitted while the one before still runs: its h2d overlaps
+that one's forward, whose d2h overlaps the next forward. On a CPU submitting a batch runs it.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,6 +18,7 @@ from encoder_svc.models.tower import TORCH_DTYPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from encoder_svc.engine.builder import Batch
     from encoder_svc.images.types import ProcessedImage
     from encoder_svc.models.tower import VisionTower
 
@@ -23,70 +28,147 @@ class BatchResult:
     """What came out of a batch.
 
     Attributes:
-        embeddings: one C-contiguous view of bytes for each image, [rows, width] of the tower's dtype.
-        h2d_s, forward_s, d2h_s: of the whole batch, by the device's own clock where it has one.
+        embeddings: the bytes of each image's [rows, width], of the tower's dtype, in memory of its own; None where
+            they hold NaN or infinity.
+        h2d_s, forward_s, d2h_s: of the whole batch.
     """
 
-    embeddings: list[memoryview]
+    embeddings: list[memoryview | None]
     h2d_s: float
     forward_s: float
     d2h_s: float
 
 
+class Submitted(Protocol):
+    """A batch that was given to the device."""
+
+    def wait(self) -> BatchResult:
+        """Blocks until the batch is through. Any thread may call it. Raises what the device raised."""
+
+
+class Runner(Protocol):
+    """A device as the engine sees it.
+
+    Attributes:
+        depth: how many batches may be in flight.
+    """
+
+    depth: int
+
+    def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
+        """Gives a batch to the device. Only the device thread calls it. Raises what the device raised."""
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether ``error`` says that the batch did not fit the device's memory."""
+
+    def is_broken(self) -> bool:
+        """Whether the device answers nothing but errors any more. Only the device thread calls it."""
+
+
 class DeviceRunner:
-    """Owns the device. Only the engine's device thread calls it."""
+    """Runs a tower's batches on its device."""
 
     def __init__(self, tower: VisionTower) -> None:
         self._tower = tower
         self._dtype = TORCH_DTYPES[tower.dtype]
+        self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
+        self.depth = 1 if self._lanes is None else 2
 
-    def run(self, images: Sequence[ProcessedImage]) -> BatchResult:
-        """Encodes ``images`` as one batch."""
-        tower = self._tower
-        batch = build_batch(images, tower.encoder)
-        stopwatch = _CudaStopwatch(tower.device) if tower.device.type == "cuda" else _HostStopwatch()
+    def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
+        """See :class:`Runner`."""
+        batch = build_batch(images, self._tower.encoder)
         with torch.inference_mode():
-            stopwatch.mark()
-            on_device = batch.to(tower.device)
-            stopwatch.mark()
-            pixel_values = on_device.pixel_values(tower.settings, self._dtype)
-            rows_on_device = tower.encoder(pixel_values, on_device.inputs)
-            stopwatch.mark()
-            rows = rows_on_device.cpu()
-            stopwatch.mark()
-        counts = [grid.num_rows(tower.settings.merge_size) for grid in batch.grids]
-        embeddings = [_bytes_of(part) for part in rows.split(counts)]
-        return BatchResult(embeddings, *stopwatch.intervals_s())
+            return self._run_on_host(batch) if self._lanes is None else self._submit_to_gpu(batch, self._lanes)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """See :class:`Runner`."""
+        # torch's CPU allocator raises a plain RuntimeError that names it.
+        return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+    def is_broken(self) -> bool:
+        """See :class:`Runner`. A CUDA context that met an illegal address or a failed assertion stays so for good."""
+        if self._lanes is None:
+            return False
+        try:
+            torch.cuda.synchronize(self._tower.device)
+        except RuntimeError:
+            return True
+        return False
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [rows, width], and which of them are finite [rows]."""
+        rows = self._tower.encoder(batch.pixel_values(self._tower.settings, self._dtype), batch.inputs)
+        return rows, rows.isfinite().all(dim=-1)
+
+    def _run_on_host(self, batch: Batch) -> Submitted:
+        started_s = time.perf_counter()
+        rows, finite = self._forward(batch)
+        return _Finished(self._split(batch, rows, finite, 0.0, time.perf_counter() - started_s, 0.0))
+
+    def _submit_to_gpu(self, batch: Batch, lanes: _Lanes) -> Submitted:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
+        with torch.cuda.stream(lanes.h2d):
+            marks[0].record()
+            on_device = batch.to(self._tower.device)
+            marks[1].record()
+        with torch.cuda.stream(lanes.compute):
+            lanes.compute.wait_event(marks[1])
+            marks[2].record()
+            rows, finite = self._forward(on_device)
+            marks[3].record()
+        with torch.cuda.stream(lanes.d2h):
+            lanes.d2h.wait_event(marks[3])
+            marks[4].record()
+            outputs = [_to_pinned(rows), _to_pinned(finite)]
+            marks[5].record()
+        # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
+        return _InFlight(self, batch, (on_device, rows, finite), outputs, marks)
+
+    def _split(
+        self, batch: Batch, rows: torch.Tensor, finite: torch.Tensor, h2d_s: float, forward_s: float, d2h_s: float
+    ) -> BatchResult:
+        counts = [grid.num_rows(self._tower.settings.merge_size) for grid in batch.grids]
+        parts = zip(rows.split(counts), finite.split(counts), strict=True)
+        embeddings = [_bytes_of(part) if bool(part_finite.all()) else None for part, part_finite in parts]
+        return BatchResult(embeddings, h2d_s, forward_s, d2h_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    result: BatchResult
+
+    def wait(self) -> BatchResult:
+        return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    runner: DeviceRunner
+    batch: Batch
+    kept: tuple[object, ...]
+    outputs: list[torch.Tensor]
+    marks: list[torch.cuda.Event]
+
+    def wait(self) -> BatchResult:
+        self.marks[-1].synchronize()
+        intervals_s = [self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 4)]
+        rows, finite = self.outputs
+        return self.runner._split(self.batch, rows, finite, *intervals_s)
+
+
+class _Lanes:
+    """The device's streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.h2d, self.compute, self.d2h = (torch.cuda.Stream(device) for _ in range(3))
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in page-locked host memory, on its way when this returns."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def _bytes_of(rows: torch.Tensor) -> memoryview:
-    """The tensor's own memory, as bytes."""
-    return rows.contiguous().view(torch.uint8).numpy().data.cast("B")
-
-
-class _HostStopwatch:
-    def __init__(self) -> None:
-        self._marks: list[float] = []
-
-    def mark(self) -> None:
-        self._marks.append(time.perf_counter())
-
-    def intervals_s(self) -> list[float]:
-        return [end - start for start, end in zip(self._marks, self._marks[1:], strict=False)]
-
-
-class _CudaStopwatch:
-    """Marks on the device's own time line."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        self._marks.append(event)
-
-    def intervals_s(self) -> list[float]:
-        self._marks[-1].synchronize()
-        return [start.elapsed_time(end) / 1e3 for start, end in zip(self._marks, self._marks[1:], strict=False)]
+    """A copy of the tensor's bytes, so that no image keeps its whole batch's memory."""
+    return memoryview(rows.contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,23 +1,34 @@
-"""Which queued images make the next batch. Pure: no torch, no grpc, no clock of its own."""
+"""Which queued images make the next batch. Pure: no torch, no grpc, no clock of its own.
+
+Images of one request share a flow, and flows share the device: start-time fair queueing (Goyal, Vin, Cheng, 1996),
+with patches as the cost. A ticket's start tag is the virtual time at which it was queued, or the end of its flow's
+ticket before it, whichever is later; tickets leave in the order of their tags. So requests of one image leave first in,
+first out, and a request of many images gives way to others after each of its own.
+"""
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Ticket:
-    """One image in the queue.
+    """One image in the queue. Queued once, never again.
 
     Attributes:
+        flow: what it shares its turn with: its request. None: nothing.
         deadline_s: on the scheduler's clock; work that is still queued then is dropped.
         enqueued_s: on the same clock.
     """
 
     num_patches: int
+    flow: Hashable = None
     deadline_s: float = math.inf
     enqueued_s: float = 0.0
 
@@ -25,60 +36,118 @@ class Ticket:
 TicketT = TypeVar("TicketT", bound=Ticket)
 
 
+@dataclass(slots=True)
+class _Flow:
+    """``end`` is the virtual time at which the flow's last ticket ends."""
+
+    end: float = 0.0
+    num_queued: int = 0
+
+
+@dataclass(order=True, slots=True)
+class _Entry(Generic[TicketT]):
+    """A place in one of the heaps."""
+
+    key: tuple[float, ...]
+    ticket: TicketT = field(compare=False)
+
+
 class Scheduler(Generic[TicketT]):
-    """First in, first out, with no timer: whenever the device is free, take what waits, up to a budget.
+    """Takes what waits whenever the device is free, up to a budget; there is no timer.
 
     Args:
         max_batch_patches: patches in one batch. An image with more of them runs alone.
         max_batch_images: images in one batch.
-        max_queued_patches: patches that may wait; beyond them nothing is taken in.
     """
 
-    def __init__(self, *, max_batch_patches: int, max_batch_images: int, max_queued_patches: int) -> None:
+    def __init__(self, *, max_batch_patches: int, max_batch_images: int) -> None:
         self.max_batch_patches = max_batch_patches
         self.max_batch_images = max_batch_images
-        self.max_queued_patches = max_queued_patches
         self.queued_patches = 0
-        self._queue: deque[TicketT] = deque()
+        self._queued: set[TicketT] = set()
+        self._by_turn: list[_Entry[TicketT]] = []
+        self._by_deadline: list[_Entry[TicketT]] = []
+        self._flows: dict[Hashable, _Flow] = {}
+        self._virtual_time = 0.0
+        self._num_added = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queued)
 
-    def add(self, ticket: TicketT) -> bool:
-        """Queues a ticket. False if the queue is full; an empty queue takes a ticket of any size."""
-        if self._queue and self.queued_patches + ticket.num_patches > self.max_queued_patches:
-            return False
-        self._queue.append(ticket)
+    def add(self, ticket: TicketT) -> None:
+        """Queues a ticket. How much may wait is admission's business (engine/admission.py)."""
+        self._num_added += 1
+        start = self._virtual_time
+        if ticket.flow is not None:
+            flow = self._flows.setdefault(ticket.flow, _Flow())
+            start = max(start, flow.end)
+            flow.end = start + ticket.num_patches
+            flow.num_queued += 1
+        # Of tickets whose turn comes at the same time, the one with least time goes first, then the older.
+        heapq.heappush(self._by_turn, _Entry((start, ticket.deadline_s, self._num_added), ticket))
+        if ticket.deadline_s < math.inf:
+            heapq.heappush(self._by_deadline, _Entry((ticket.deadline_s, self._num_added), ticket))
+        self._queued.add(ticket)
         self.queued_patches += ticket.num_patches
-        return True
 
     def remove(self, ticket: TicketT) -> bool:
         """Takes a ticket out of the queue. False if it is not there: already in a batch, or never added."""
-        try:
-            self._queue.remove(ticket)
-        except ValueError:
+        if ticket not in self._queued:
             return False
-        self.queued_patches -= ticket.num_patches
+        self._take_out(ticket)
+        # Its heap entries go when their turn comes, or now, before the dead outnumber the living.
+        if len(self._by_turn) > 2 * len(self._queued) + 16:
+            self._by_turn = self._living(self._by_turn)
+        if len(self._by_deadline) > 2 * len(self._queued) + 16:
+            self._by_deadline = self._living(self._by_deadline)
         return True
 
     def next_batch(self, now_s: float) -> tuple[list[TicketT], list[TicketT]]:
         """Takes the next batch off the queue.
 
         Returns:
-            The batch, empty only if nothing waits; and the tickets whose deadline passed, which are dropped.
+            The batch, empty only if nothing waits; and every ticket whose deadline passed, wherever it waited: dropped.
         """
+        expired = self._expire(now_s)
         batch: list[TicketT] = []
-        expired: list[TicketT] = []
         patches = 0
-        while self._queue and len(batch) < self.max_batch_images:
-            ticket = self._queue[0]
-            if ticket.deadline_s <= now_s:
-                expired.append(ticket)
-            elif not batch or patches + ticket.num_patches <= self.max_batch_patches:
-                batch.append(ticket)
-                patches += ticket.num_patches
-            else:
-                break
-            self._queue.popleft()
-            self.queued_patches -= ticket.num_patches
+        while self._by_turn and len(batch) < self.max_batch_images:
+            entry = self._by_turn[0]
+            if entry.ticket in self._queued:
+                if batch and patches + entry.ticket.num_patches > self.max_batch_patches:
+                    break
+                batch.append(entry.ticket)
+                patches += entry.ticket.num_patches
+                self._virtual_time = max(self._virtual_time, entry.key[0])
+                self._take_out(entry.ticket)
+            heapq.heappop(self._by_turn)
+        self._forget_idle_flows()
         return batch, expired
+
+    def _expire(self, now_s: float) -> list[TicketT]:
+        expired = []
+        while self._by_deadline and self._by_deadline[0].key[0] <= now_s:
+            ticket = heapq.heappop(self._by_deadline).ticket
+            if ticket in self._queued:
+                self._take_out(ticket)
+                expired.append(ticket)
+        return expired
+
+    def _take_out(self, ticket: TicketT) -> None:
+        self._queued.remove(ticket)
+        self.queued_patches -= ticket.num_patches
+        if ticket.flow is not None:
+            self._flows[ticket.flow].num_queued -= 1
+
+    def _forget_idle_flows(self) -> None:
+        """A flow with nothing queued counts only while its last turn lies ahead."""
+        self._flows = {
+            name: flow
+            for name, flow in self._flows.items()
+            if flow.num_queued or (self._queued and flow.end > self._virtual_time)
+        }
+
+    def _living(self, heap: list[_Entry[TicketT]]) -> list[_Entry[TicketT]]:
+        living = [entry for entry in heap if entry.ticket in self._queued]
+        heapq.heapify(living)
+        return living

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,10 +22,14 @@ from grpc_reflection.v1alpha import reflection
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.cache.keys import ContentKeys
-from encoder_svc.engine.engine import Engine
+from encoder_svc.cache.promises import Promises
+from encoder_svc.cache.single_flight import SingleFlight
+from encoder_svc.cache.store import EmbeddingStore
+from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.engine.engine import Engine, Work
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
-from encoder_svc.errors import ConfigError
+from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.images.limits import Limits
 from encoder_svc.images.processor import ImageProcessor
 from encoder_svc.images.types import EncodedImageBytes
@@ -32,7 +37,8 @@ from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.platforms import Platform, platform_for_device
 from encoder_svc.server.allocator import use_one_heap
-from encoder_svc.server.servicer import EncoderServicer, Pipeline
+from encoder_svc.server.pipeline import Pipeline
+from encoder_svc.server.servicer import EncoderServicer, Serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +48,14 @@ if TYPE_CHECKING:
     from encoder_svc.images.processor import ProcessorSettings
 
 logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_DEVICE_BROKEN = 3
+EXIT_CUT_SHORT = 4
+"""Exit codes: all requests finished; the device is broken; requests were ended after drain_s. 2 is a refused start."""
+
+_DRAINING = request_error(Reason.DRAINING, "This replica is shutting down; try another.")
+_BROKEN = request_error(Reason.DEVICE_BROKEN, "This replica's device is broken and it is shutting down; try another.")
 
 _SERVICE = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 # Above our own limit, so that a request a little too large gets our reason and not only the transport's.
@@ -101,7 +115,14 @@ class Server:
             selection.source,
             selection.reason,
         )
-        self._servicer = EncoderServicer()
+        self._servicer = EncoderServicer(
+            Serving(
+                request_window_patches=config.request_window_patches,
+                send_timeout_s=config.send_timeout_s,
+                lease_s=config.lease_s,
+                max_lease_s=config.max_lease_s,
+            )
+        )
         self._health = health.aio.HealthServicer()
 
     async def run(self) -> int:
@@ -128,9 +149,11 @@ class Server:
         self._servicer.open(pipeline)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
-        await stopping
-        await self._drain(server, pipeline)
-        return 0
+        expiring = asyncio.create_task(pipeline.expire_leases())
+        breaking = asyncio.create_task(pipeline.engine.broken.wait())
+        await asyncio.wait([stopping, breaking], return_when=asyncio.FIRST_COMPLETED)
+        expiring.cancel()
+        return await self._drain(server, pipeline)
 
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(
@@ -156,20 +179,7 @@ class Server:
         started_s = time.perf_counter()
         tower = await asyncio.to_thread(self._load_tower)
         loaded_s = time.perf_counter()
-        pipeline = Pipeline(
-            tower=tower,
-            processor=ImageProcessor(self._settings, self._limits),
-            keys=ContentKeys(tower.config_hash, self._settings.hash()),
-            engine=Engine(
-                DeviceRunner(tower),
-                Scheduler(
-                    max_batch_patches=self._config.max_batch_patches,
-                    max_batch_images=self._config.max_batch_images,
-                    max_queued_patches=self._config.max_queued_patches,
-                ),
-            ),
-            image_threads=ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="image"),
-        )
+        pipeline = self._pipeline(tower)
         photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
         plan = pipeline.processor.plan(EncodedImageBytes(photograph))
         await pipeline.engine.encode(await asyncio.to_thread(plan.process))
@@ -184,6 +194,30 @@ class Server:
         )
         return pipeline
 
+    def _pipeline(self, tower: VisionTower) -> Pipeline:
+        config = self._config
+        scheduler: Scheduler[Work] = Scheduler(
+            max_batch_patches=config.max_batch_patches, max_batch_images=config.max_batch_images
+        )
+        budgets = Budgets(
+            max_queued_patches=config.max_queued_patches,
+            max_inflight_images=config.max_inflight_images,
+            max_inflight_bytes=config.max_inflight_bytes,
+        )
+        return Pipeline(
+            tower=tower,
+            processor=ImageProcessor(self._settings, self._limits),
+            keys=ContentKeys(tower.config_hash, self._settings.hash()),
+            engine=Engine(DeviceRunner(tower), scheduler, watchdog_s=config.watchdog_s or math.inf),
+            admission=Admission(budgets, time.monotonic),
+            store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
+            flights=SingleFlight(),
+            promises=Promises(),
+            header_thread=ThreadPoolExecutor(1, thread_name_prefix="header"),
+            image_threads=ThreadPoolExecutor(config.decode_threads, thread_name_prefix="image"),
+            decodes_per_request=config.decode_threads,
+        )
+
     def _load_tower(self) -> VisionTower:
         return load_tower(
             self._checkpoint,
@@ -195,14 +229,22 @@ class Server:
             progress=_progress_bar,
         )
 
-    async def _drain(self, server: grpc.aio.Server, pipeline: Pipeline) -> None:
+    async def _drain(self, server: grpc.aio.Server, pipeline: Pipeline) -> int:
+        """Lets running requests finish. Returns the exit code."""
+        broken = pipeline.engine.broken.is_set()
         logger.info("draining for up to %g s", self._config.drain_s)
-        self._servicer.drain()
+        self._servicer.close(_BROKEN if broken else _DRAINING)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await server.stop(self._config.drain_s)
-        await pipeline.engine.aclose()
-        pipeline.image_threads.shutdown()
+        num_cut_short = await self._servicer.drain(self._config.drain_s)
+        await server.stop(1.0)
+        await pipeline.aclose()
+        if num_cut_short:
+            logger.warning("ended %d requests that had not finished", num_cut_short)
         logger.info("stopped")
+        if broken:
+            # A thread that hangs in the device cannot be joined.
+            os._exit(EXIT_DEVICE_BROKEN)
+        return EXIT_CUT_SHORT if num_cut_short else EXIT_OK
 
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):

@@ -59,7 +59,7 @@ def model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoRe
             source=selection.source,
             reason=selection.reason,
         ),
-        transports=["stream"],
+        transports=["stream", "retain"],
         platform=tower.platform.name,
         device_name=tower.platform.device_name(),
         config_hash=tower.config_hash,

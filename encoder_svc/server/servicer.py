@@ -1,4 +1,4 @@
-"""``encoder.v1.Encoder``: admit → process → encode → stream, from top to bottom."""
+"""``encoder.v1.Encoder``. A request reads from top to bottom in :meth:`EncoderServicer._encode_images`."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import asyncio
 import logging
 import math
 import time
-import zlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
-from encoder_svc.server.info import DTYPE_NAMES, DTYPES, model_info
-from encoder_svc.server.status import abort, item_error
-from encoder_svc.transport.chunks import chunks
+from encoder_svc.server.answer import Answer
+from encoder_svc.server.info import DTYPE_NAMES, model_info
+from encoder_svc.server.status import abort
+from encoder_svc.server.window import PatchWindow
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from collections.abc import Awaitable, Iterator
 
-    import grpc
+    import grpc.aio
 
-    from encoder_svc.cache.keys import ContentKeys
-    from encoder_svc.engine.engine import EncodedItem, Engine
-    from encoder_svc.images.processor import ImageProcessor, PlannedImage
-    from encoder_svc.images.types import ProcessedImage
-    from encoder_svc.models.tower import VisionTower
+    from encoder_svc.engine.admission import Grant
+    from encoder_svc.server.pipeline import AdmittedImage, Pipeline, RequestShare
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,50 +32,45 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pipeline:
-    """What a request passes through once the model is loaded."""
+class Serving:
+    """How requests are served. See the options of the same names in config.py."""
 
-    tower: VisionTower
-    processor: ImageProcessor
-    keys: ContentKeys
-    engine: Engine
-    image_threads: ThreadPoolExecutor
-
-
-@dataclass(frozen=True, slots=True)
-class _Admitted:
-    """One image of a request after the cheap checks: a plan, or why there is none."""
-
-    index: int
-    plan: PlannedImage | RequestError
-    content_key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """One image's end: embeddings, or why there are none."""
-
-    index: int
-    content_key: str
-    processed: ProcessedImage
-    item: EncodedItem
+    request_window_patches: int
+    send_timeout_s: float
+    lease_s: float
+    max_lease_s: float
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
-    """Refuses with STARTING until :meth:`open`, and with DRAINING after :meth:`drain`."""
+    """Refuses with STARTING until :meth:`open`, and with another reason after :meth:`close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
         self._pipeline: Pipeline | None = None
         self._refusal = request_error(Reason.STARTING, "The model is being loaded; try again shortly.")
+        self._running: set[asyncio.Task[Any]] = set()
+        self._cut_short = False
 
     def open(self, pipeline: Pipeline) -> None:
         """Begins to serve."""
         self._pipeline = pipeline
 
-    def drain(self) -> None:
+    def close(self, refusal: RequestError) -> None:
         """Takes no new request. Those that run go on."""
         self._pipeline = None
-        self._refusal = request_error(Reason.DRAINING, "This replica is shutting down; try another.")
+        self._refusal = refusal
+
+    async def drain(self, seconds: float) -> int:
+        """Waits for the requests that run, and ends those that are left after ``seconds``; returns how many."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        left = list(self._running)
+        self._cut_short = True
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=5)
+        return len(left)
 
     async def GetModelInfo(
         self, request: encoder_pb2.GetModelInfoRequest, context: Context
@@ -93,136 +86,188 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         """See protos/encoder/v1/encoder.proto."""
         if self._pipeline is None:
             await abort(context, self._refusal)
+        await self._answered(request.request_id, context, self._encode_images(self._pipeline, request, context))
+
+    async def FetchEmbeddings(  # type: ignore[override]
+        self, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
+    ) -> None:
+        """See protos/encoder/v1/encoder.proto."""
+        if self._pipeline is None:
+            await abort(context, self._refusal)
+        await self._answered(request.request_id, context, self._fetch(self._pipeline, request, context))
+
+    async def ReleaseEmbeddings(
+        self, request: encoder_pb2.ReleaseEmbeddingsRequest, context: Context
+    ) -> encoder_pb2.ReleaseEmbeddingsResponse:
+        """See protos/encoder/v1/encoder.proto."""
+        if self._pipeline is None:
+            await abort(context, self._refusal)
+        released = sum(self._pipeline.store.release(key) for key in request.keys)
+        return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
+
+    async def _answered(self, request_id: str, context: Context, work: Awaitable[encoder_pb2.Summary]) -> None:
+        """Runs a request and turns what it raises into a status."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
-            summary = await _encode_images(self._pipeline, request, context)
+            summary = await work
         except RequestError as error:
-            logger.info("request %.64r refused: %s", request.request_id, error.reason)
+            logger.info("request %.64r refused: %s", request_id, error.reason)
             await abort(context, error)
+        except asyncio.CancelledError:
+            if not self._cut_short:
+                raise
+            await abort(context, self._refusal)
         except Exception:
-            logger.exception("request %.64r failed", request.request_id)
+            logger.exception("request %.64r failed", request_id)
             await abort(context, request_error(Reason.INTERNAL, "The server failed on this request."))
+        finally:
+            self._running.discard(task)
         logger.info(
             "request %.64r: %d images, %d failed, %d rows, %.1f ms",
-            request.request_id,
+            request_id,
             summary.num_images,
             summary.num_failed,
             summary.num_rows,
             summary.duration_s * 1e3,
         )
 
+    async def _encode_images(
+        self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context
+    ) -> encoder_pb2.Summary:
+        """The whole life of one request. Cancelling it takes its images out of every queue."""
+        started_s = time.monotonic()
+        time_remaining_s = context.time_remaining()
+        deadline_s = math.inf if time_remaining_s is None else started_s + time_remaining_s
+        lease_s = self._lease_s(request)
+        with _admitted(pipeline, request) as grant:
+            images = await pipeline.admit([_source(image) for image in request.images])
+            pipeline.processor.limits.check_request_patches(sum(image.grid_patches for image in images))
+            grant.reserve(sum(image.num_patches for image in images), deadline_s - time.monotonic())
+            answer = self._answer(context, pipeline, len(images), request.request_id)
+            one = _OneRequest(
+                pipeline=pipeline,
+                grant=grant,
+                answer=answer,
+                window=PatchWindow(self._serving.request_window_patches),
+                share=pipeline.share(),
+                deadline_s=deadline_s,
+                lease_s=lease_s,
+                admission_s=time.monotonic() - started_s,
+            )
+            try:
+                async with asyncio.TaskGroup() as images_running:
+                    for image in images:
+                        images_running.create_task(one.run(image))
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from None
+            await answer.end()
+            return answer.summary
 
-async def _encode_images(
-    pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context
-) -> encoder_pb2.Summary:
-    """The whole life of one request. Cancelling it takes its images out of every queue."""
-    started_s = time.perf_counter()
-    time_remaining_s = context.time_remaining()
-    deadline_s = math.inf if time_remaining_s is None else started_s + time_remaining_s
-    admitted = await _admit(pipeline, request)
-    admission_s = time.perf_counter() - started_s
-
-    summary = encoder_pb2.Summary(num_images=len(admitted), request_id=request.request_id)
-    tasks = [asyncio.create_task(_encode_image(pipeline, image, deadline_s)) for image in admitted]
-    try:
-        for finished in asyncio.as_completed(tasks):
-            outcome = await finished
-            if isinstance(outcome, _Encoded):
-                summary.num_rows += outcome.processed.grid.num_rows(pipeline.tower.settings.merge_size)
-                summary.num_bytes += len(outcome.item.data)
-                await _stream(context, pipeline.tower, outcome, admission_s)
+    async def _fetch(
+        self, pipeline: Pipeline, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
+    ) -> encoder_pb2.Summary:
+        pipeline.processor.limits.check_num_images(len(request.keys))
+        answer = self._answer(context, pipeline, len(request.keys), request.request_id)
+        for index, key in enumerate(request.keys):
+            await pipeline.promises.wait(key)
+            try:
+                embeddings = pipeline.store.fetch(key)
+            except RequestError as error:
+                await answer.failure(index, error)
             else:
-                summary.num_failed += 1
-                await context.write(encoder_pb2.EncodeImagesResponse(error=outcome))
-    finally:
-        for task in tasks:
-            task.cancel()
-    summary.duration_s = time.perf_counter() - started_s
-    await context.write(encoder_pb2.EncodeImagesResponse(summary=summary))
-    return summary
+                await answer.image(index, key, embeddings)
+        await answer.end()
+        return answer.summary
+
+    def _answer(self, context: Context, pipeline: Pipeline, num_images: int, request_id: str) -> Answer:
+        return Answer(
+            context,
+            pipeline.tower,
+            num_images=num_images,
+            request_id=request_id,
+            send_timeout_s=self._serving.send_timeout_s,
+        )
+
+    def _lease_s(self, request: encoder_pb2.EncodeImagesRequest) -> float | None:
+        """How long to retain the request's embeddings; None if they are to be streamed.
+
+        Raises:
+            RequestError: LEASE_INVALID.
+        """
+        if request.delivery != encoder_pb2.DELIVERY_RETAIN:
+            return None
+        seconds = request.lease_s or self._serving.lease_s
+        if not 0 < seconds <= self._serving.max_lease_s:
+            raise request_error(
+                Reason.LEASE_INVALID, f"lease_s must be above 0 and at most {self._serving.max_lease_s:g}."
+            )
+        return seconds
 
 
-async def _admit(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> list[_Admitted]:
-    """Checks the request against every limit. Reads headers, decodes nothing.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OneRequest:
+    """What the images of a request share."""
+
+    pipeline: Pipeline
+    grant: Grant
+    answer: Answer
+    window: PatchWindow
+    share: RequestShare
+    deadline_s: float
+    lease_s: float | None
+    admission_s: float
+
+    async def run(self, image: AdmittedImage) -> None:
+        """One image, from admission to the last byte. Raises only what ends the whole request."""
+        completed = False
+        promised = self.pipeline.promises.promise(image.key) if self.lease_s else nullcontext()
+        try:
+            async with self.window.room(image.num_patches):
+                with promised:
+                    encoded = await self.pipeline.encode(image, self.share, self.deadline_s)
+                    if self.lease_s:
+                        self.pipeline.store.lease(image.key, encoded.embeddings, self.lease_s)
+                await self.answer.image(
+                    image.index,
+                    image.key,
+                    encoded.embeddings,
+                    timings=encoded.timings,
+                    admission_s=self.admission_s,
+                    with_data=not self.lease_s,
+                )
+                completed = True
+        except RequestError as error:
+            if error.reason == Reason.STREAM_STALLED:
+                raise
+            await self.answer.failure(image.index, error)
+        except Exception:
+            logger.exception("an image failed")
+            await self.answer.failure(image.index, request_error(Reason.INTERNAL, "The server failed on this image."))
+        finally:
+            self.grant.image_done(image.num_patches, completed=completed)
+
+
+@contextmanager
+def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> Iterator[Grant]:
+    """Room for a request while it runs.
 
     Raises:
-        RequestError: the request as a whole is refused. An image's own fault is kept with the image.
+        RequestError: it is empty, too large, or more than there is room for.
     """
-    limits = pipeline.processor.limits
+    limits, num_bytes = pipeline.processor.limits, request.ByteSize()
     limits.check_num_images(len(request.images))
-    limits.check_request_bytes(request.ByteSize())
-    loop = asyncio.get_running_loop()
-    admitted = await loop.run_in_executor(
-        pipeline.image_threads,
-        lambda: [_admit_image(pipeline, index, image) for index, image in enumerate(request.images)],
-    )
-    plans = [image.plan for image in admitted if not isinstance(image.plan, RequestError)]
-    limits.check_request_patches(sum(plan.grid.num_patches for plan in plans))
-    return admitted
-
-
-def _admit_image(pipeline: Pipeline, index: int, image: encoder_pb2.Image) -> _Admitted:
+    limits.check_request_bytes(num_bytes)
+    grant = pipeline.admission.admit(num_images=len(request.images), num_bytes=num_bytes)
     try:
-        source = _source(image)
-        return _Admitted(index, pipeline.processor.plan(source), pipeline.keys.key(source.key_fields()))
-    except RequestError as error:
-        return _Admitted(index, error)
+        yield grant
+    finally:
+        grant.close()
 
 
-async def _encode_image(pipeline: Pipeline, image: _Admitted, deadline_s: float) -> _Encoded | encoder_pb2.ItemError:
-    """Decodes, resizes and encodes one image. Never raises for a fault of that image."""
-    try:
-        if isinstance(image.plan, RequestError):
-            raise image.plan
-        processed = await asyncio.get_running_loop().run_in_executor(pipeline.image_threads, image.plan.process)
-        item = await pipeline.engine.encode(processed, timeout_s=deadline_s - time.perf_counter())
-        return _Encoded(image.index, image.content_key, processed, item)
-    except RequestError as error:
-        return item_error(image.index, error)
-    except Exception:
-        logger.exception("an image failed")
-        return item_error(image.index, request_error(Reason.INTERNAL, "The server failed on this image."))
-
-
-async def _stream(context: Context, tower: VisionTower, encoded: _Encoded, admission_s: float) -> None:
-    """Header, chunks, done."""
-    started_s = time.perf_counter()
-    index, item, processed = encoded.index, encoded.item, encoded.processed
-    header = encoder_pb2.ItemHeader(
-        index=index,
-        grid_thw=encoder_pb2.GridThw(t=processed.grid.t, h=processed.grid.h, w=processed.grid.w),
-        rows=processed.grid.num_rows(tower.settings.merge_size),
-        width=tower.encoder.config.width,
-        dtype=DTYPES[tower.dtype],
-        byte_length=len(item.data),
-        content_key=encoded.content_key,
-        num_deepstack=tower.encoder.config.num_deepstack,
-    )
-    await context.write(encoder_pb2.EncodeImagesResponse(header=header))
-    crc32 = 0
-    for offset, data in chunks(item.data):
-        crc32 = zlib.crc32(data, crc32)
-        chunk = encoder_pb2.ItemChunk(index=index, offset=offset, data=data)
-        await context.write(encoder_pb2.EncodeImagesResponse(chunk=chunk))
-    timings = encoder_pb2.StageTimings(
-        admission_s=admission_s,
-        decode_s=processed.decode_s,
-        resize_s=processed.resize_s,
-        queue_s=item.queue_s,
-        h2d_s=item.h2d_s,
-        forward_s=item.forward_s,
-        d2h_s=item.d2h_s,
-        send_s=time.perf_counter() - started_s,
-    )
-    done = encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings)
-    await context.write(encoder_pb2.EncodeImagesResponse(done=done))
-
-
-def _source(image: encoder_pb2.Image) -> ImageSource:
-    """The wire's image as ours.
-
-    Raises:
-        RequestError: IMAGE_MISSING.
-    """
+def _source(image: encoder_pb2.Image) -> ImageSource | RequestError:
+    """The wire's image as ours, or IMAGE_MISSING."""
     match image.WhichOneof("source"):
         case "encoded":
             return EncodedImageBytes(image.encoded)
@@ -233,4 +278,4 @@ def _source(image: encoder_pb2.Image) -> ImageSource:
             grid = GridThw(values.grid_thw.t, values.grid_thw.h, values.grid_thw.w)
             return PixelValues(grid, DTYPE_NAMES.get(values.dtype, ""), values.data)
         case _:
-            raise request_error(Reason.IMAGE_MISSING, "The image has no source: set encoded, raw or pixel_values.")
+            return request_error(Reason.IMAGE_MISSING, "The image has no source: set encoded, raw or pixel_values.")

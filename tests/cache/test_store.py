@@ -271,3 +271,14 @@ def test_the_cache_imports_neither_torch_nor_grpc() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr.strip() == ""
     )
+
+
+def test_a_peek_neither_counts_nor_saves_from_eviction() -> None:
+    store: EmbeddingStore[Blob] = EmbeddingStore(2, 10, lambda: 0.0)
+    store.put("a", Blob(1))
+    store.put("b", Blob(1))
+    assert store.peek("a") is not None
+    assert store.peek("z") is None
+    store.put("c", Blob(1))
+    assert store.peek("a") is None
+    assert (store.stats.hits, store.stats.misses) == (0, 0)

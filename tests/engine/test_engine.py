@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,27 +16,62 @@ from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.errors import RequestError
 from encoder_svc.images.types import GridThw, ProcessedImage
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+
+class OutOfMemoryError(Exception):
+    pass
+
+
+@dataclass
+class Submitted:
+    finish: Callable[[], BatchResult]
+
+    def wait(self) -> BatchResult:
+        return self.finish()
+
+
+@dataclass
 class Device:
-    """Records its batches, waits at a gate, and answers each image with its own first byte."""
+    """Records its batches, waits at a gate, and answers each image with its own number.
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.batches: list[list[int]] = []
-        self.threads: set[str] = set()
+    ``fault`` is called with the numbers of a batch and may raise.
+    """
+
+    depth: int = 1
+    fault: Callable[[list[int]], None] = lambda numbers: None
+    not_finite: frozenset[int] = frozenset()
+    broken: bool = False
+    batches: list[list[int]] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
-        self._error = error
 
-    def run(self, images: list[ProcessedImage]) -> BatchResult:
-        self.batches.append([name(image) for image in images])
+    def submit(self, images: list[ProcessedImage]) -> Submitted:
+        numbers = [number(image) for image in images]
+        self.batches.append(numbers)
         self.threads.add(threading.current_thread().name)
-        self.gate.wait(10)
-        if self._error is not None:
-            raise self._error
-        return BatchResult([memoryview(bytes([name(image)])) for image in images], 0.1, 0.2, 0.3)
+        self.fault(numbers)
+
+        def finish() -> BatchResult:
+            self.gate.wait(10)
+            return BatchResult(
+                [None if n in self.not_finite else memoryview(bytes([n])) for n in numbers], 0.1, 0.2, 0.3
+            )
+
+        return Submitted(finish)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, OutOfMemoryError)
+
+    def is_broken(self) -> bool:
+        return self.broken
 
 
-def name(image: ProcessedImage) -> int:
+def number(image: ProcessedImage) -> int:
     return int(image.patches.flat[0])
 
 
@@ -42,9 +79,27 @@ def image(number: int, patches: int = 4) -> ProcessedImage:
     return ProcessedImage(GridThw(1, 2, patches // 2), np.full((patches, 3, 2, 2), number, np.uint8))
 
 
-def engine(device: Device, **bounds: int) -> Engine:
-    defaults = {"max_batch_patches": 16, "max_batch_images": 8, "max_queued_patches": 1000}
-    return Engine(device, Scheduler(**(defaults | bounds)))  # type: ignore[arg-type]
+def engine(device: Device, *, watchdog_s: float = 10, **bounds: int) -> Engine:
+    return Engine(
+        device, Scheduler(**({"max_batch_patches": 16, "max_batch_images": 8} | bounds)), watchdog_s=watchdog_s
+    )
+
+
+async def behind_a_gate(running: Engine, device: Device, *numbers: int) -> list:
+    """Image 0 is on the device, which waits; then the others are queued."""
+    device.gate.clear()
+    tasks = [asyncio.create_task(running.encode(image(0)))]
+    while not device.batches:
+        await asyncio.sleep(0.001)
+    tasks += [asyncio.create_task(running.encode(image(n))) for n in numbers]
+    await asyncio.sleep(0.01)
+    return tasks
+
+
+async def outcomes(tasks: list) -> list[int | str]:
+    """Each image's number, or the reason that it failed for."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [result.reason if isinstance(result, RequestError) else bytes(result.data)[0] for result in results]
 
 
 async def test_an_image_comes_back_with_its_own_bytes_and_times() -> None:
@@ -57,31 +112,31 @@ async def test_an_image_comes_back_with_its_own_bytes_and_times() -> None:
 
 
 async def test_what_waits_while_a_batch_runs_goes_into_the_next_one() -> None:
-    device = Device()
-    device.gate.clear()
-    running = engine(device)
-    first = asyncio.create_task(running.encode(image(0)))
-    while not device.batches:
-        await asyncio.sleep(0.001)
-    rest = [asyncio.create_task(running.encode(image(number))) for number in range(1, 7)]
-    await asyncio.sleep(0.01)
+    running = engine(device := Device())
+    tasks = await behind_a_gate(running, device, *range(1, 7))
     device.gate.set()
-    items = await asyncio.gather(first, *rest)
+    assert await outcomes(tasks) == list(range(7))
     assert device.batches == [[0], [1, 2, 3, 4], [5, 6]]
-    assert [bytes(item.data)[0] for item in items] == list(range(7))
     assert len(device.threads) == 1
     await running.aclose()
 
 
-async def test_a_cancelled_image_never_reaches_the_device() -> None:
-    device = Device()
-    device.gate.clear()
-    running = engine(device)
-    first = asyncio.create_task(running.encode(image(0)))
-    while not device.batches:
-        await asyncio.sleep(0.001)
-    unwanted, wanted = (asyncio.create_task(running.encode(image(number))) for number in (1, 2))
+async def test_a_deep_device_gets_its_next_batch_while_one_runs() -> None:
+    running = engine(device := Device(depth=2))
+    tasks = await behind_a_gate(running, device, 1)
+    assert device.batches == [[0], [1]]
+    tasks += [asyncio.create_task(running.encode(image(n))) for n in (2, 3)]
     await asyncio.sleep(0.01)
+    assert device.batches == [[0], [1]]
+    device.gate.set()
+    assert await outcomes(tasks) == [0, 1, 2, 3]
+    assert device.batches == [[0], [1], [2, 3]]
+    await running.aclose()
+
+
+async def test_a_cancelled_image_never_reaches_the_device() -> None:
+    running = engine(device := Device())
+    first, unwanted, wanted = await behind_a_gate(running, device, 1, 2)
     unwanted.cancel()
     await asyncio.sleep(0.01)
     assert running.queued_patches == 4
@@ -92,62 +147,108 @@ async def test_a_cancelled_image_never_reaches_the_device() -> None:
 
 
 async def test_cancelling_an_image_on_the_device_harms_nobody() -> None:
-    device = Device()
-    device.gate.clear()
-    running = engine(device)
-    tasks = [asyncio.create_task(running.encode(image(number))) for number in range(2)]
-    while not device.batches:
-        await asyncio.sleep(0.001)
-    tasks[0].cancel()
+    running = engine(device := Device())
+    first, second = await behind_a_gate(running, device, 1)
+    first.cancel()
     await asyncio.sleep(0.01)
     device.gate.set()
-    assert bytes((await tasks[1]).data) == b"\x01"
+    assert bytes((await second).data) == b"\x01"
     assert bytes((await running.encode(image(5))).data) == b"\x05"
     await running.aclose()
 
 
-async def test_a_failing_batch_fails_its_images_and_the_next_one_runs() -> None:
-    device = Device(error=RuntimeError("kernel"))
-    running = engine(device)
-    with pytest.raises(RequestError) as caught:
-        await running.encode(image(1))
-    assert caught.value.reason == "ENCODER_FAILED"
-    assert "kernel" not in caught.value.message
-    device._error = None
-    assert bytes((await running.encode(image(2))).data) == b"\x02"
-    await running.aclose()
-
-
 async def test_an_image_whose_time_is_up_is_dropped_before_it_costs_anything() -> None:
-    device = Device()
-    device.gate.clear()
-    running = engine(device)
-    first = asyncio.create_task(running.encode(image(0)))
-    while not device.batches:
-        await asyncio.sleep(0.001)
+    running = engine(device := Device())
+    [first] = await behind_a_gate(running, device)
     late = asyncio.create_task(running.encode(image(1), timeout_s=0.01))
     await asyncio.sleep(0.05)
     device.gate.set()
-    with pytest.raises(RequestError) as caught:
-        await late
-    assert caught.value.reason == "DEADLINE_EXCEEDED"
-    await first
+    assert await outcomes([late, first]) == ["DEADLINE_EXCEEDED", 0]
     assert device.batches == [[0]]
     await running.aclose()
 
 
-async def test_a_full_queue_refuses_at_once() -> None:
-    device = Device()
-    device.gate.clear()
-    running = engine(device, max_queued_patches=8)
-    first = asyncio.create_task(running.encode(image(0)))
-    while not device.batches:
-        await asyncio.sleep(0.001)
-    queued = [asyncio.create_task(running.encode(image(number))) for number in (1, 2)]
-    await asyncio.sleep(0.01)
-    with pytest.raises(RequestError) as caught:
-        await running.encode(image(3))
-    assert (caught.value.reason, caught.value.code) == ("QUEUE_FULL", "RESOURCE_EXHAUSTED")
+async def test_only_the_image_that_breaks_a_batch_fails() -> None:
+    def fault(numbers: list[int]) -> None:
+        if 2 in numbers:
+            raise RuntimeError("kernel")
+
+    running = engine(device := Device(fault=fault))
+    tasks = await behind_a_gate(running, device, 1, 2, 3)
     device.gate.set()
-    await asyncio.gather(first, *queued)
+    assert await outcomes(tasks) == [0, 1, "ENCODER_FAILED", 3]
+    assert device.batches == [[0], [1, 2, 3], [1], [2], [3]]
+    assert await outcomes([running.encode(image(4))]) == [4]
     await running.aclose()
+
+
+async def test_a_failure_says_nothing_of_the_library_that_failed() -> None:
+    def fault(numbers: list[int]) -> None:
+        raise RuntimeError("CUDA error 700 in libfoo")
+
+    running = engine(Device(fault=fault))
+    with pytest.raises(RequestError) as caught:
+        await running.encode(image(1))
+    assert "CUDA" not in caught.value.message
+    await running.aclose()
+
+
+async def test_an_image_with_nan_in_its_output_fails_alone() -> None:
+    running = engine(device := Device(not_finite=frozenset({1})))
+    tasks = await behind_a_gate(running, device, 1, 2)
+    device.gate.set()
+    assert await outcomes(tasks) == [0, "OUTPUT_NOT_FINITE", 2]
+    await running.aclose()
+
+
+async def test_a_batch_too_large_for_the_memory_runs_in_halves_and_lowers_the_budget() -> None:
+    def fault(numbers: list[int]) -> None:
+        if len(numbers) > 2:
+            raise OutOfMemoryError
+
+    running = engine(device := Device(fault=fault))
+    tasks = await behind_a_gate(running, device, 1, 2, 3, 4)
+    device.gate.set()
+    assert await outcomes(tasks) == [0, 1, 2, 3, 4]
+    assert device.batches == [[0], [1, 2, 3, 4], [1, 2], [3, 4]]
+    tasks = await behind_a_gate(running, device, 5, 6, 7)
+    device.gate.set()
+    await outcomes(tasks)
+    assert {len(batch) for batch in device.batches[4:]} == {2}
+    await running.aclose()
+
+
+async def test_an_image_too_large_for_the_memory_fails_alone() -> None:
+    def fault(numbers: list[int]) -> None:
+        if 3 in numbers:
+            raise OutOfMemoryError
+
+    running = engine(device := Device(fault=fault))
+    tasks = await behind_a_gate(running, device, 1, 2, 3)
+    device.gate.set()
+    assert await outcomes(tasks) == [0, 1, 2, "DEVICE_OUT_OF_MEMORY"]
+    await running.aclose()
+
+
+async def test_a_broken_device_fails_everything_that_waits_and_everything_new() -> None:
+    def fault(numbers: list[int]) -> None:
+        if 1 in numbers:
+            raise RuntimeError("sticky")
+
+    running = engine(device := Device(fault=fault, broken=True), max_batch_images=1)
+    tasks = await behind_a_gate(running, device, 1, 2, 3)
+    device.gate.set()
+    assert await outcomes(tasks) == [0, "DEVICE_BROKEN", "DEVICE_BROKEN", "DEVICE_BROKEN"]
+    assert running.broken.is_set()
+    assert await outcomes([running.encode(image(4))]) == ["DEVICE_BROKEN"]
+    assert device.batches == [[0], [1]]
+    await running.aclose()
+
+
+async def test_a_batch_that_hangs_breaks_the_device() -> None:
+    running = engine(device := Device(), watchdog_s=0.1)
+    tasks = await behind_a_gate(running, device, 1)
+    assert await outcomes(tasks) == ["DEVICE_BROKEN", "DEVICE_BROKEN"]
+    assert running.broken.is_set()
+    await running.aclose()
+    device.gate.set()

@@ -151,7 +151,7 @@ def test_model_info_says_what_is_served(server, tiny_checkpoint) -> None:
     assert (info.patch_size, info.temporal_patch_size, info.spatial_merge_size) == (16, 2, 2)
     assert (info.attention.backend, info.attention.source) == ("TORCH_SDPA", "platform")
     assert info.processor.resize == "torch"
-    assert info.transports == ("stream",)
+    assert info.transports == ("stream", "retain")
     assert info.model == tiny_checkpoint("qwen3_vl").name
     assert info.revision.startswith("sha256:")
 

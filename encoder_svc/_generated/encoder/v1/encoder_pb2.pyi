@@ -42,6 +42,33 @@ DTYPE_FLOAT16: DType.ValueType  # 2
 DTYPE_BFLOAT16: DType.ValueType  # 3
 Global___DType: typing_extensions.TypeAlias = DType
 
+class _Delivery:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DeliveryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Delivery.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DELIVERY_UNSPECIFIED: _Delivery.ValueType  # 0
+    """Same as DELIVERY_STREAM."""
+    DELIVERY_STREAM: _Delivery.ValueType  # 1
+    """Embeddings come in this answer."""
+    DELIVERY_RETAIN: _Delivery.ValueType  # 2
+    """This answer has headers and dones alone, no chunks. The embeddings stay on this replica under their content key,
+    leased, for FetchEmbeddings.
+    """
+
+class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper): ...
+
+DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
+"""Same as DELIVERY_STREAM."""
+DELIVERY_STREAM: Delivery.ValueType  # 1
+"""Embeddings come in this answer."""
+DELIVERY_RETAIN: Delivery.ValueType  # 2
+"""This answer has headers and dones alone, no chunks. The embeddings stay on this replica under their content key,
+leased, for FetchEmbeddings.
+"""
+Global___Delivery: typing_extensions.TypeAlias = Delivery
+
 @typing.final
 class GridThw(google.protobuf.message.Message):
     """(t, h, w) in patches; t * h * w patches, t * h * w / spatial_merge_size^2 rows."""
@@ -71,8 +98,13 @@ class EncodeImagesRequest(google.protobuf.message.Message):
 
     IMAGES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    LEASE_S_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the caller for its own logs; the server echoes it in the summary."""
+    delivery: Global___Delivery.ValueType
+    lease_s: builtins.float
+    """With DELIVERY_RETAIN, how long to keep the embeddings. 0: the server's default."""
     @property
     def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Image]: ...
     def __init__(
@@ -80,8 +112,10 @@ class EncodeImagesRequest(google.protobuf.message.Message):
         *,
         images: collections.abc.Iterable[Global___Image] | None = ...,
         request_id: builtins.str = ...,
+        delivery: Global___Delivery.ValueType = ...,
+        lease_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["images", b"images", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["delivery", b"delivery", "images", b"images", "lease_s", b"lease_s", "request_id", b"request_id"]) -> None: ...
 
 Global___EncodeImagesRequest: typing_extensions.TypeAlias = EncodeImagesRequest
 
@@ -386,6 +420,57 @@ class Summary(google.protobuf.message.Message):
 Global___Summary: typing_extensions.TypeAlias = Summary
 
 @typing.final
+class FetchEmbeddingsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    @property
+    def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keys: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys", "request_id", b"request_id"]) -> None: ...
+
+Global___FetchEmbeddingsRequest: typing_extensions.TypeAlias = FetchEmbeddingsRequest
+
+@typing.final
+class ReleaseEmbeddingsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: builtins.int
+    @property
+    def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keys: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys"]) -> None: ...
+
+Global___ReleaseEmbeddingsRequest: typing_extensions.TypeAlias = ReleaseEmbeddingsRequest
+
+@typing.final
+class ReleaseEmbeddingsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_RELEASED_FIELD_NUMBER: builtins.int
+    num_released: builtins.int
+    """Of the keys named, how many were leased."""
+    def __init__(
+        self,
+        *,
+        num_released: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_released", b"num_released"]) -> None: ...
+
+Global___ReleaseEmbeddingsResponse: typing_extensions.TypeAlias = ReleaseEmbeddingsResponse
+
+@typing.final
 class GetModelInfoRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -446,7 +531,7 @@ class GetModelInfoResponse(google.protobuf.message.Message):
     def attention(self) -> Global___AttentionSelection: ...
     @property
     def transports(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """How embeddings can leave this replica. "stream": in the answer, in chunks."""
+        """How embeddings can leave this replica. "stream": in the answer, in chunks. "retain": by key, for another process."""
 
     def __init__(
         self,

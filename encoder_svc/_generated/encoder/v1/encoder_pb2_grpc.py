@@ -39,6 +39,16 @@ class EncoderStub(object):
                 request_serializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesRequest.SerializeToString,
                 response_deserializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.FromString,
                 _registered_method=True)
+        self.FetchEmbeddings = channel.unary_stream(
+                '/encoder.v1.Encoder/FetchEmbeddings',
+                request_serializer=encoder_dot_v1_dot_encoder__pb2.FetchEmbeddingsRequest.SerializeToString,
+                response_deserializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.FromString,
+                _registered_method=True)
+        self.ReleaseEmbeddings = channel.unary_unary(
+                '/encoder.v1.Encoder/ReleaseEmbeddings',
+                request_serializer=encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsRequest.SerializeToString,
+                response_deserializer=encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/encoder.v1.Encoder/GetModelInfo',
                 request_serializer=encoder_dot_v1_dot_encoder__pb2.GetModelInfoRequest.SerializeToString,
@@ -59,6 +69,22 @@ class EncoderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchEmbeddings(self, request, context):
+        """Sends embeddings that EncodeImages retained on this replica: for each key header, chunks and done, or an error
+        (NOT_FOUND) for that key alone, its index being the key's in the request. A key whose image is still being encoded
+        is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseEmbeddings(self, request, context):
+        """Gives leases back before they expire: one for each time a key is named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """What this replica serves: model, widths, processor settings, limits, attention.
         """
@@ -73,6 +99,16 @@ def add_EncoderServicer_to_server(servicer, server):
                     servicer.EncodeImages,
                     request_deserializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesRequest.FromString,
                     response_serializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.SerializeToString,
+            ),
+            'FetchEmbeddings': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchEmbeddings,
+                    request_deserializer=encoder_dot_v1_dot_encoder__pb2.FetchEmbeddingsRequest.FromString,
+                    response_serializer=encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.SerializeToString,
+            ),
+            'ReleaseEmbeddings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseEmbeddings,
+                    request_deserializer=encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsRequest.FromString,
+                    response_serializer=encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -107,6 +143,60 @@ class Encoder(object):
             '/encoder.v1.Encoder/EncodeImages',
             encoder_dot_v1_dot_encoder__pb2.EncodeImagesRequest.SerializeToString,
             encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchEmbeddings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/encoder.v1.Encoder/FetchEmbeddings',
+            encoder_dot_v1_dot_encoder__pb2.FetchEmbeddingsRequest.SerializeToString,
+            encoder_dot_v1_dot_encoder__pb2.EncodeImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseEmbeddings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/encoder.v1.Encoder/ReleaseEmbeddings',
+            encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsRequest.SerializeToString,
+            encoder_dot_v1_dot_encoder__pb2.ReleaseEmbeddingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

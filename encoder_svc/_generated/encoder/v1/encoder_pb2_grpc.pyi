@@ -45,6 +45,38 @@ _EncoderEncodeImagesType = typing_extensions.TypeVar(
     ],
 )
 
+_EncoderFetchEmbeddingsType = typing_extensions.TypeVar(
+    '_EncoderFetchEmbeddingsType',
+    grpc.UnaryStreamMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+    ],
+)
+
+_EncoderReleaseEmbeddingsType = typing_extensions.TypeVar(
+    '_EncoderReleaseEmbeddingsType',
+    grpc.UnaryUnaryMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
+    ],
+)
+
 _EncoderGetModelInfoType = typing_extensions.TypeVar(
     '_EncoderGetModelInfoType',
     grpc.UnaryUnaryMultiCallable[
@@ -61,12 +93,20 @@ _EncoderGetModelInfoType = typing_extensions.TypeVar(
     ],
 )
 
-class EncoderStub(typing.Generic[_EncoderEncodeImagesType, _EncoderGetModelInfoType]):
+class EncoderStub(typing.Generic[_EncoderEncodeImagesType, _EncoderFetchEmbeddingsType, _EncoderReleaseEmbeddingsType, _EncoderGetModelInfoType]):
     @typing.overload
     def __init__(self: EncoderStub[
         grpc.UnaryStreamMultiCallable[
             encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesRequest,
             encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+            encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+            encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             encoder_svc._generated.encoder.v1.encoder_pb2.GetModelInfoRequest,
@@ -79,6 +119,14 @@ class EncoderStub(typing.Generic[_EncoderEncodeImagesType, _EncoderGetModelInfoT
         grpc.aio.UnaryStreamMultiCallable[
             encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesRequest,
             encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+            encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+            encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             encoder_svc._generated.encoder.v1.encoder_pb2.GetModelInfoRequest,
@@ -93,6 +141,15 @@ class EncoderStub(typing.Generic[_EncoderEncodeImagesType, _EncoderGetModelInfoT
     status whose google.rpc.ErrorInfo carries a stable reason (domain "encoder-svc").
     """
 
+    FetchEmbeddings: _EncoderFetchEmbeddingsType
+    """Sends embeddings that EncodeImages retained on this replica: for each key header, chunks and done, or an error
+    (NOT_FOUND) for that key alone, its index being the key's in the request. A key whose image is still being encoded
+    is waited for.
+    """
+
+    ReleaseEmbeddings: _EncoderReleaseEmbeddingsType
+    """Gives leases back before they expire: one for each time a key is named."""
+
     GetModelInfo: _EncoderGetModelInfoType
     """What this replica serves: model, widths, processor settings, limits, attention."""
 
@@ -100,6 +157,14 @@ EncoderAsyncStub: typing_extensions.TypeAlias = EncoderStub[
     grpc.aio.UnaryStreamMultiCallable[
         encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesRequest,
         encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+        encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         encoder_svc._generated.encoder.v1.encoder_pb2.GetModelInfoRequest,
@@ -119,6 +184,25 @@ class EncoderServicer(metaclass=abc.ABCMeta):
         The last message is the summary. A call that fails as a whole ends with a gRPC
         status whose google.rpc.ErrorInfo carries a stable reason (domain "encoder-svc").
         """
+
+    @abc.abstractmethod
+    def FetchEmbeddings(
+        self,
+        request: encoder_svc._generated.encoder.v1.encoder_pb2.FetchEmbeddingsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse], collections.abc.AsyncIterator[encoder_svc._generated.encoder.v1.encoder_pb2.EncodeImagesResponse]]:
+        """Sends embeddings that EncodeImages retained on this replica: for each key header, chunks and done, or an error
+        (NOT_FOUND) for that key alone, its index being the key's in the request. A key whose image is still being encoded
+        is waited for.
+        """
+
+    @abc.abstractmethod
+    def ReleaseEmbeddings(
+        self,
+        request: encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse, collections.abc.Awaitable[encoder_svc._generated.encoder.v1.encoder_pb2.ReleaseEmbeddingsResponse]]:
+        """Gives leases back before they expire: one for each time a key is named."""
 
     @abc.abstractmethod
     def GetModelInfo(

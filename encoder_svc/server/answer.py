@@ -1,0 +1,117 @@
+"""The messages of a streamed answer, written with a time limit each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.errors import Reason, request_error
+from encoder_svc.server.info import DTYPES
+from encoder_svc.server.pipeline import Timings
+from encoder_svc.server.status import item_error
+from encoder_svc.transport.chunks import chunks
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from encoder_svc.errors import RequestError
+    from encoder_svc.models.tower import VisionTower
+    from encoder_svc.server.pipeline import Embeddings
+
+
+class Answer:
+    """Writes one call's answer. Whatever it says of images is also counted in ``summary``.
+
+    Args:
+        send_timeout_s: how long the caller may leave one message unread.
+    """
+
+    def __init__(
+        self,
+        context: grpc.aio.ServicerContext[Any, Any],
+        tower: VisionTower,
+        *,
+        num_images: int,
+        request_id: str,
+        send_timeout_s: float,
+    ) -> None:
+        self.summary = encoder_pb2.Summary(num_images=num_images, request_id=request_id)
+        self._context = context
+        self._tower = tower
+        self._send_timeout_s = send_timeout_s
+        self._started_s = time.perf_counter()
+        # gRPC takes one message at a time; and images one after the other, so that the first is whole sooner.
+        self._one_image = asyncio.Lock()
+
+    async def image(
+        self,
+        index: int,
+        key: str,
+        embeddings: Embeddings,
+        *,
+        timings: Timings | None = None,
+        admission_s: float = 0.0,
+        with_data: bool = True,
+    ) -> None:
+        """Header, chunks (unless ``with_data`` is false), done.
+
+        Raises:
+            RequestError: STREAM_STALLED.
+        """
+        timings = timings or Timings()
+        async with self._one_image:
+            started_s = time.perf_counter()
+            await self._write(header=self._header(index, key, embeddings))
+            for offset, data in chunks(embeddings.data) if with_data else ():
+                await self._write(chunk=encoder_pb2.ItemChunk(index=index, offset=offset, data=data))
+            stages = encoder_pb2.StageTimings(
+                admission_s=admission_s,
+                decode_s=timings.decode_s,
+                resize_s=timings.resize_s,
+                queue_s=timings.queue_s,
+                h2d_s=timings.h2d_s,
+                forward_s=timings.forward_s,
+                d2h_s=timings.d2h_s,
+                send_s=time.perf_counter() - started_s,
+            )
+            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=embeddings.crc32, timings=stages))
+        self.summary.num_rows += self._num_rows(embeddings)
+        self.summary.num_bytes += embeddings.nbytes if with_data else 0
+
+    async def failure(self, index: int, error: RequestError) -> None:
+        """One image's error."""
+        self.summary.num_failed += 1
+        async with self._one_image:
+            await self._write(error=item_error(index, error))
+
+    async def end(self) -> None:
+        """The summary."""
+        self.summary.duration_s = time.perf_counter() - self._started_s
+        await self._write(summary=self.summary)
+
+    async def _write(self, **event: Any) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await self._context.write(encoder_pb2.EncodeImagesResponse(**event))
+        except TimeoutError:
+            raise request_error(
+                Reason.STREAM_STALLED, f"No message of the answer was read for {self._send_timeout_s:g} s."
+            ) from None
+
+    def _header(self, index: int, key: str, embeddings: Embeddings) -> encoder_pb2.ItemHeader:
+        config, grid = self._tower.encoder.config, embeddings.grid
+        return encoder_pb2.ItemHeader(
+            index=index,
+            grid_thw=encoder_pb2.GridThw(t=grid.t, h=grid.h, w=grid.w),
+            rows=self._num_rows(embeddings),
+            width=config.width,
+            dtype=DTYPES[self._tower.dtype],
+            byte_length=embeddings.nbytes,
+            content_key=key,
+            num_deepstack=config.num_deepstack,
+        )
+
+    def _num_rows(self, embeddings: Embeddings) -> int:
+        return embeddings.grid.num_rows(self._tower.settings.merge_size)

@@ -1,0 +1,216 @@
+"""What a request's images pass through: admit → (cache) → decode → encode. Nothing here knows the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from encoder_svc.errors import Reason, RequestError, request_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import ThreadPoolExecutor
+
+    from encoder_svc.cache.keys import ContentKeys
+    from encoder_svc.cache.promises import Promises
+    from encoder_svc.cache.single_flight import SingleFlight
+    from encoder_svc.cache.store import EmbeddingStore
+    from encoder_svc.engine.admission import Admission
+    from encoder_svc.engine.engine import Engine
+    from encoder_svc.images.processor import ImageProcessor, PlannedImage
+    from encoder_svc.images.types import GridThw, ImageSource
+    from encoder_svc.models.tower import VisionTower
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One image's embeddings, as the cache keeps them: ``data`` is [rows, width] of the tower's dtype."""
+
+    grid: GridThw
+    data: memoryview
+    crc32: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds; all zero for embeddings that were cached."""
+
+    decode_s: float = 0.0
+    resize_s: float = 0.0
+    queue_s: float = 0.0
+    h2d_s: float = 0.0
+    forward_s: float = 0.0
+    d2h_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Embeddings, and where the time went."""
+
+    embeddings: Embeddings
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedImage:
+    """One image of a request after the cheap checks: what to do, or why nothing can be done.
+
+    Attributes:
+        plan: how to process it, or its fault.
+        key: its content key.
+        cached: its embeddings, if they were there.
+    """
+
+    index: int
+    plan: PlannedImage | RequestError
+    key: str = ""
+    cached: Embeddings | None = None
+
+    @property
+    def grid_patches(self) -> int:
+        """What it is made of."""
+        return 0 if isinstance(self.plan, RequestError) else self.plan.grid.num_patches
+
+    @property
+    def num_patches(self) -> int:
+        """What it will cost the device."""
+        return 0 if self.cached else self.grid_patches
+
+
+class RequestShare:
+    """One request's share of the service: a request of many images leaves image threads, and turns on the device, to
+    others."""
+
+    def __init__(self, max_decodes: int) -> None:
+        self.decode_slots = asyncio.Semaphore(max_decodes)
+
+
+class Pipeline:
+    """Everything behind the servicer once the model is loaded. Belongs to the event loop.
+
+    Args:
+        header_thread: reads headers and hashes; of its own, so that refusing is quick while images are being decoded.
+        image_threads: decode and resize.
+        decodes_per_request: how many images of one request may occupy ``image_threads`` at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        tower: VisionTower,
+        processor: ImageProcessor,
+        keys: ContentKeys,
+        engine: Engine,
+        admission: Admission,
+        store: EmbeddingStore[Embeddings],
+        flights: SingleFlight[Encoded],
+        promises: Promises,
+        header_thread: ThreadPoolExecutor,
+        image_threads: ThreadPoolExecutor,
+        decodes_per_request: int,
+    ) -> None:
+        self.tower = tower
+        self.processor = processor
+        self.engine = engine
+        self.admission = admission
+        self.store = store
+        self.promises = promises
+        self._keys = keys
+        self._flights = flights
+        self._header_thread = header_thread
+        self._image_threads = image_threads
+        self._decodes_per_request = decodes_per_request
+
+    async def admit(self, sources: Sequence[ImageSource | RequestError]) -> list[AdmittedImage]:
+        """Checks each image against the limits and looks for its embeddings. Reads headers, decodes nothing."""
+
+        def plan_all() -> list[AdmittedImage]:
+            return [self._plan(index, source) for index, source in enumerate(sources)]
+
+        planned = await asyncio.get_running_loop().run_in_executor(self._header_thread, plan_all)
+        return [
+            AdmittedImage(image.index, image.plan, image.key, self.store.peek(image.key)) if image.key else image
+            for image in planned
+        ]
+
+    def _plan(self, index: int, source: ImageSource | RequestError) -> AdmittedImage:
+        try:
+            if isinstance(source, RequestError):
+                raise source
+            return AdmittedImage(index, self.processor.plan(source), self._keys.key(source.key_fields()))
+        except RequestError as error:
+            return AdmittedImage(index, error)
+
+    def share(self) -> RequestShare:
+        """For one request."""
+        return RequestShare(self._decodes_per_request)
+
+    async def encode(self, image: AdmittedImage, share: RequestShare, deadline_s: float) -> Encoded:
+        """An admitted image's embeddings: cached, or from whoever encodes the same image now, or encoded.
+
+        Args:
+            share: the request's.
+            deadline_s: on ``time.monotonic``.
+
+        Raises:
+            RequestError: the image's own fault, or the device's.
+        """
+        plan = image.plan
+        if isinstance(plan, RequestError):
+            raise plan
+        kept = self.store.get(image.key) or image.cached
+        if kept is not None:
+            return Encoded(kept, Timings())
+        while True:
+            led = False
+
+            async def lead() -> Encoded:
+                nonlocal led
+                led = True
+                return await self._encode_and_keep(image.key, plan, share, deadline_s)
+
+            try:
+                return await self._flights.run(image.key, lead)
+            except RequestError as error:
+                # Somebody else's time ran out, not ours: lead the next flight, or join it.
+                if led or error.reason != Reason.DEADLINE_EXCEEDED or time.monotonic() >= deadline_s:
+                    raise
+
+    async def _encode_and_keep(self, key: str, plan: PlannedImage, share: RequestShare, deadline_s: float) -> Encoded:
+        loop = asyncio.get_running_loop()
+        async with share.decode_slots:
+            if time.monotonic() >= deadline_s:
+                raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
+            processed = await loop.run_in_executor(self._image_threads, plan.process)
+        item = await self.engine.encode(processed, flow=share, timeout_s=deadline_s - time.monotonic())
+        crc32 = await asyncio.to_thread(zlib.crc32, item.data)
+        embeddings = Embeddings(processed.grid, item.data, crc32)
+        self.store.put(key, embeddings)
+        timings = Timings(
+            decode_s=processed.decode_s,
+            resize_s=processed.resize_s,
+            queue_s=item.queue_s,
+            h2d_s=item.h2d_s,
+            forward_s=item.forward_s,
+            d2h_s=item.d2h_s,
+        )
+        return Encoded(embeddings, timings)
+
+    async def expire_leases(self) -> None:
+        """Frees leases that ran out, also while nobody calls. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.store.expire()
+
+    async def aclose(self) -> None:
+        """Ends the device's and the image threads. Nothing may be encoded afterwards."""
+        await self.engine.aclose()
+        self._header_thread.shutdown(wait=False, cancel_futures=True)
+        self._image_threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,194 @@
+"""Admission and the rate it predicts by, on a clock of the tests' own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from encoder_svc.engine.admission import Admission, Budgets, Grant
+from encoder_svc.engine.throughput import ThroughputMeter
+from encoder_svc.errors import DeadlineError, OverloadedError, RequestError
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def admission(clock: Clock | None = None, *, patches: int = 100, images: int = 10, num_bytes: int = 1000) -> Admission:
+    budgets = Budgets(max_queued_patches=patches, max_inflight_images=images, max_inflight_bytes=num_bytes)
+    return Admission(budgets, clock or Clock())
+
+
+def measured(clock: Clock, patches_per_s: int, **bounds: int) -> Admission:
+    """An admission that has seen one request through at a rate."""
+    seen = admission(clock, **bounds)
+    grant = seen.admit(num_images=1, num_bytes=1)
+    grant.reserve(patches_per_s, math.inf)
+    clock.now_s += 1.0
+    grant.image_done(patches_per_s, completed=True)
+    grant.close()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [((8, 1), "INFLIGHT_IMAGES"), ((1, 600), "INFLIGHT_BYTES")],
+)
+def test_beyond_a_budget_a_request_is_refused_with_a_delay(request_: tuple[int, int], reason: str) -> None:
+    busy = admission()
+    busy.admit(num_images=5, num_bytes=500)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=request_[0], num_bytes=request_[1])
+    assert caught.value.reason == reason
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s > 0
+
+
+def test_a_full_queue_refuses_before_anything_is_looked_at() -> None:
+    busy = admission()
+    busy.admit(num_images=1, num_bytes=1).reserve(100, math.inf)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=1, num_bytes=1)
+    assert caught.value.reason == "QUEUE_FULL"
+
+
+def test_an_idle_service_takes_one_request_of_any_size() -> None:
+    idle = admission()
+    grant = idle.admit(num_images=50, num_bytes=50_000)
+    grant.reserve(5_000, math.inf)
+    grant.close()
+    assert (idle.pending_images, idle.pending_bytes, idle.pending_patches, idle.num_requests) == (0, 0, 0, 0)
+
+
+def test_patches_beyond_the_budget_are_refused_with_the_time_their_excess_takes() -> None:
+    clock = Clock()
+    busy = measured(clock, 50)
+    busy.admit(num_images=1, num_bytes=1).reserve(80, math.inf)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=1, num_bytes=1).reserve(40, math.inf)
+    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.retry_after_s == pytest.approx(20 / 50)
+
+
+def test_a_deadline_that_the_rate_cannot_meet_is_refused() -> None:
+    clock = Clock()
+    busy = measured(clock, 50, patches=1000)
+    with pytest.raises(DeadlineError):
+        busy.admit(num_images=1, num_bytes=1).reserve(60, 1.0)
+
+
+def test_a_small_request_need_not_wait_for_all_of_a_big_one() -> None:
+    clock = Clock()
+    busy = measured(clock, 50, patches=1000)
+    busy.admit(num_images=1, num_bytes=1).reserve(900, math.inf)
+    busy.admit(num_images=1, num_bytes=1).reserve(10, 1.0)
+
+
+def test_before_anything_was_measured_no_deadline_is_refused() -> None:
+    admission().admit(num_images=1, num_bytes=1).reserve(10**9, 1e-3)
+
+
+def test_the_rate_is_patches_over_busy_seconds() -> None:
+    meter = ThroughputMeter()
+    assert meter.patches_per_s is None
+    meter.begin(0.0)
+    meter.done(30, 1.0, idle=True)
+    meter.begin(1_000.0)
+    meter.done(30, 1_001.0, idle=True)
+    assert meter.patches_per_s == pytest.approx(30)
+
+
+def test_the_rate_follows_a_change() -> None:
+    meter = ThroughputMeter()
+    for second in range(200):
+        meter.begin(float(second))
+        meter.done(100 if second < 100 else 10, second + 1.0, idle=False)
+    assert meter.patches_per_s == pytest.approx(10, rel=0.05)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-4, 10)), min_size=1))
+def test_the_rate_lies_between_the_slowest_and_the_fastest(steps: list[tuple[int, float]]) -> None:
+    meter, now_s = ThroughputMeter(), 0.0
+    meter.begin(now_s)
+    for patches, seconds in steps:
+        now_s += seconds
+        meter.done(patches, now_s, idle=False)
+    rates = [patches / seconds for patches, seconds in steps]
+    assert meter.patches_per_s is not None
+    # The newest step counts in full, the time before it decayed: allow for what one step decays by.
+    assert min(rates) * 0.999 <= meter.patches_per_s <= max(rates) * 8
+
+
+class Admissions(RuleBasedStateMachine):
+    """Requests come, are refused or let in, finish image by image, or break off; the books always balance."""
+
+    @initialize(patches=st.integers(1, 200), images=st.integers(1, 20), num_bytes=st.integers(1, 300))
+    def start(self, patches: int, images: int, num_bytes: int) -> None:
+        self.clock = Clock()
+        self.admission = admission(self.clock, patches=patches, images=images, num_bytes=num_bytes)
+        self.open: list[tuple[Grant, list[int], int]] = []
+
+    @rule(images=st.lists(st.integers(1, 50), min_size=1, max_size=6), num_bytes=st.integers(1, 100))
+    def request(self, images: list[int], num_bytes: int) -> None:
+        try:
+            grant = self.admission.admit(num_images=len(images), num_bytes=num_bytes)
+        except RequestError as error:
+            assert error.retry_after_s is not None
+            assert self.open
+            return
+        try:
+            grant.reserve(sum(images), math.inf)
+        except RequestError:
+            grant.close()
+            return
+        self.open.append((grant, list(images), num_bytes))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), completed=st.booleans(), seconds=st.floats(0, 2))
+    def an_image_leaves(self, data: st.DataObject, completed: bool, seconds: float) -> None:
+        self.clock.now_s += seconds
+        grant, images, _ = data.draw(st.sampled_from(self.open))
+        if images:
+            grant.image_done(images.pop(), completed=completed)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def a_request_ends(self, data: st.DataObject) -> None:
+        grant, _, _ = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        grant.close()
+
+    @invariant()
+    def the_books_balance(self) -> None:
+        if not hasattr(self, "admission"):
+            return
+        assert self.admission.pending_patches == sum(sum(images) for _, images, _ in self.open)
+        assert self.admission.pending_images == sum(len(images) for _, images, _ in self.open)
+        assert self.admission.pending_bytes == sum(num_bytes for _, _, num_bytes in self.open)
+        assert self.admission.num_requests == len(self.open)
+
+    @invariant()
+    def the_budgets_hold(self) -> None:
+        if hasattr(self, "admission") and len(self.open) > 1:
+            budgets = self.admission.budgets
+            first = max(sum(images) for _, images, _ in self.open)
+            assert self.admission.pending_patches <= max(budgets.max_queued_patches, first) + first
+            assert self.admission.pending_bytes <= budgets.max_inflight_bytes + 100
+
+
+def test_random_requests_keep_the_books() -> None:
+    run_state_machine_as_test(Admissions, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
