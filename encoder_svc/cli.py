@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start a server", description=_SERVE_DESCRIPTION))
     _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
     _add_info(commands.add_parser("info", help="show what a server serves"))
+    _add_backends(
+        commands.add_parser("backends", help="show which attention backend is chosen, here or on a described machine")
+    )
     _add_make_checkpoint(commands.add_parser("make-checkpoint", help="write a checkpoint with random weights"))
     return parser
 
@@ -114,6 +117,38 @@ def _info(parsed: argparse.Namespace) -> int:
     from encoder_svc.client.commands import describe_server
 
     print(describe_server(parsed.target, as_json=parsed.json, timeout_s=parsed.timeout_s))
+    return 0
+
+
+def _add_backends(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("a machine other than this one")
+    machine.add_argument("--platform", metavar="NAME", help="cuda, rocm or cpu (default: this machine)")
+    machine.add_argument("--capability", metavar="X.Y", help="an NVIDIA device's compute capability, such as 9.0")
+    machine.add_argument("--gfx", metavar="NAME", help="an AMD device's architecture, such as gfx942")
+    machine.add_argument("--installed", metavar="A,B", help="packages there, such as flash_attn_4,xformers")
+    machine.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable there; may be repeated")
+    parser.add_argument("--dtype", metavar="DTYPE", help="default: what --dtype auto means there")
+    parser.add_argument("--head-size", type=int, default=80, metavar="N", help="default: %(default)s")
+    for option in options():
+        if option.name.startswith("mm_encoder_"):
+            parser.add_argument(flag_name(option.name), dest=option.name, metavar=option.metadata["metavar"])
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.set_defaults(run=_backends)
+
+
+def _backends(parsed: argparse.Namespace) -> int:
+    from encoder_svc.platforms.describe import Machine, decide
+
+    flags = {name: value for name, value in vars(parsed).items() if name == "dtype" or name.startswith("mm_encoder_")}
+    config = load_config(flags=flags, environment={} if parsed.platform else os.environ).config
+    machine = Machine(
+        platform=parsed.platform,
+        capability=parsed.capability,
+        gfx=parsed.gfx,
+        installed=parsed.installed,
+        environment=tuple(parsed.env),
+    )
+    print(decide(machine, config, head_size=parsed.head_size, as_json=parsed.json))
     return 0
 
 

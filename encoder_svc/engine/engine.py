@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.scheduler import Scheduler, Ticket
-from encoder_svc.errors import Reason, request_error
+from encoder_svc.errors import AttentionKernelError, Reason, request_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,6 +118,10 @@ class Engine:
         images = [work.image for work in batch]
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._device, self._runner.run, images)
+        except AttentionKernelError as error:
+            logger.exception("a batch of %d images failed on the device: %s", len(images), error.why)
+            _fail(batch, Reason.ENCODER_FAILED, str(error))
+            return
         except Exception:
             logger.exception("a batch of %d images failed on the device", len(images))
             _fail(batch, Reason.ENCODER_FAILED, "The encoder failed on the batch that held this image.")

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.cache.keys import ContentKeys
+from encoder_svc.config import platform_switches
 from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
@@ -60,6 +61,8 @@ def run_server(loaded: LoadedConfig) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logger.info("configuration:\n%s", loaded.describe())
+    platform = _platform(config)
+    platform.refuse_early(config.mm_encoder_attn_backend, config.mm_encoder_flash_attn_implementation)
     with _model_folder(config) as model:
         return asyncio.run(Server(config, model).run())
 
@@ -82,11 +85,16 @@ class Server:
             max_request_patches=config.max_request_patches,
         )
         self._device = _resolve_device(config.device)
-        self._platform: Platform = platform_for_device(self._device)
+        self._platform: Platform = _platform(config)
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
         self._checkpoint = Checkpoint(model, revision=config.revision)
         self._attention: MMEncoderAttention = make_attention(
-            self._checkpoint, platform=self._platform, dtype=self._dtype, override=config.mm_encoder_attn_backend
+            self._checkpoint,
+            platform=self._platform,
+            dtype=self._dtype,
+            override=config.mm_encoder_attn_backend,
+            flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
+            device=self._device,
         )
         self._settings: ProcessorSettings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
@@ -95,9 +103,10 @@ class Server:
         )
         selection = self._attention.selection
         logger.info(
-            "attention: %s (%s), source=%s: %s",
+            "attention: %s (%s %s), source=%s: %s",
             selection.backend,
             selection.implementation,
+            selection.implementation_version,
             selection.source,
             selection.reason,
         )
@@ -215,6 +224,10 @@ def _resolve_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _platform(config: Config) -> Platform:
+    return platform_for_device(_resolve_device(config.device), platform_switches(config))
 
 
 @contextmanager
