@@ -6,6 +6,7 @@ Triton's blocks are powers of two, so 72 and 80 are worked on as 64 + 16, and 96
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _LOG2_E: Final = 1.4426950408889634
 # The narrowest matrix product that tensor cores do.
 _NARROWEST: Final = 16
+# Values in a load of 16 bytes, or twice that.
+_WIDEST_LOAD: Final = 16
 
 
 class Tiles(NamedTuple):
@@ -52,6 +55,10 @@ class TritonAttn(AttentionBackend):
     ) -> torch.Tensor:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_NHD, k_NKD, v_NKD))
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        # Triton takes a number for a multiple of 16 or of nothing, and loads head size 72 two bytes at a time. Strides
+        # counted in units say what they are multiples of.
+        strides = [stride for x in (q, k, v, out) for stride in x.stride()[:2]]
+        unit = math.gcd(_WIDEST_LOAD, *strides)
         tiles = tiles_for(self.head_size, q.dtype, max_seqlen)
         blocks = -(-max_seqlen // tiles.block_m)
         self._kernel[(len(lengths) * blocks, self.num_heads)](
@@ -62,7 +69,8 @@ class TritonAttn(AttentionBackend):
             cu_seqlens,
             self.scale * _LOG2_E,
             blocks,
-            *(stride for x in (q, k, v, out) for stride in x.stride()[:2]),
+            *(stride // unit for stride in strides),
+            unit=unit,
             group=self.num_heads // self.num_kv_heads,
             head_size=self.head_size,
             main=self._main,

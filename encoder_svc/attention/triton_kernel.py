@@ -28,6 +28,7 @@ def packed_attention(
     v_stride_h,
     out_stride_n,
     out_stride_h,
+    unit: tl.constexpr,
     group: tl.constexpr,
     head_size: tl.constexpr,
     main: tl.constexpr,
@@ -37,7 +38,18 @@ def packed_attention(
     block_m: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    """One block of query rows of one head of one sequence. Grid: (sequences × blocks_per_sequence, heads)."""
+    """One block of query rows of one head of one sequence. Grid: (sequences × blocks_per_sequence, heads).
+
+    Strides are counted in units of ``unit`` values.
+    """
+    q_stride_n *= unit
+    q_stride_h *= unit
+    k_stride_n *= unit
+    k_stride_h *= unit
+    v_stride_n *= unit
+    v_stride_h *= unit
+    out_stride_n *= unit
+    out_stride_h *= unit
     sequence = tl.program_id(0) // blocks_per_sequence
     first_m = (tl.program_id(0) % blocks_per_sequence) * block_m
     head = tl.program_id(1)
