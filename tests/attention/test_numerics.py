@@ -11,7 +11,7 @@ import torch
 
 from encoder_svc.attention import PackedSequences
 from encoder_svc.attention.torch_naive import TorchNaive
-from encoder_svc.attention.triton_attn import split_head
+from encoder_svc.attention.triton_attn import split_head, tiles_for
 from encoder_svc.platforms import platform_for_device
 from encoder_svc.platforms.cuda import CudaPlatform
 from encoder_svc.platforms.facts import Facts
@@ -57,6 +57,17 @@ PARTS |= {160: (128, 32), 192: (128, 64), 256: (256, 0)}
 @pytest.mark.parametrize(("head_size", "parts"), PARTS.items())
 def test_a_head_is_padded_no_more_than_two_powers_of_two_need(head_size: int, parts: tuple[int, int]) -> None:
     assert split_head(head_size) == parts
+
+
+@pytest.mark.parametrize("shared_kib", [227, 163, 99, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tiles_fit_into_the_devices_shared_memory(dtype: torch.dtype, shared_kib: int) -> None:
+    for head_size in (8, 64, 72, 80, 96, 128, 160, 256):
+        for longest in (64, 5184):
+            tiles = tiles_for(head_size, dtype, longest, shared_kib * 1024)
+            row_bytes = sum(split_head(head_size)) * dtype.itemsize
+            assert row_bytes * (tiles.block_m + 2 * tiles.num_stages * tiles.block_n) <= shared_kib * 1024
+            assert min(tiles.block_m, tiles.block_n) >= 16
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in Triton's interpreter alone")

@@ -21,7 +21,12 @@ BACKENDS = {
     "fa4": (
         "FLASH_ATTN",
         cuda((9, 0), "flash_attn_4"),
-        {"flash_attn.cute": {"flash_attn_varlen_func": stand_ins.fa4_varlen}},
+        {
+            "flash_attn.cute": {
+                "flash_attn_varlen_func": stand_ins.fa4_varlen,
+                "flash_attn_func": stand_ins.fa4_dense,
+            }
+        },
     ),
     "fa3": (
         "FLASH_ATTN",
@@ -98,6 +103,21 @@ def test_scale_and_strided_input_come_through(backend: tuple[str, Platform]) -> 
     naive = MMEncoderAttention(4, 16, 0.01, attn_backend="torch_naive", platform=platform, dtype="float16")
     out = scaled(*qkv.unbind(1), *sequences)
     torch.testing.assert_close(out, naive(*qkv.unbind(1), *sequences))
+
+
+def test_flash_attn_4_takes_equal_windows_as_a_plain_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, platform, modules = BACKENDS["fa4"]
+    called = []
+    counted = {
+        function: lambda *a, function=function, run=run, **o: (called.append(function), run(*a, **o))[1]
+        for function, run in modules["flash_attn.cute"].items()
+    }
+    stand_ins.install(monkeypatch, {"flash_attn.cute": counted})
+    attend = MMEncoderAttention(2, 16, attn_backend=name, platform=platform, dtype="float16")
+    for lengths in ((64, 64, 64), (64, 64, 32)):
+        q, k, v = (torch.randn(sum(lengths), 2, 16, dtype=torch.float16) for _ in range(3))
+        attend(q, k, v, *PackedSequences.of(lengths))
+    assert called == ["flash_attn_func", "flash_attn_varlen_func"]
 
 
 def test_xformers_makes_one_mask_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
