@@ -74,6 +74,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _serve(parsed: argparse.Namespace) -> int:
     flags = {option.name: getattr(parsed, option.name) for option in options()}
     loaded = load_config(flags=flags, environment=os.environ, file=parsed.config)
+    from encoder_svc.platforms.describe import refuse_early
+
+    refuse_early(loaded.config)
     from encoder_svc.server.app import run_server
 
     return run_server(loaded)

@@ -2,7 +2,7 @@
 
 from encoder_svc.platforms.backends import BackendSpec, Fit, Implementation
 from encoder_svc.platforms.facts import Facts
-from encoder_svc.platforms.interface import Platform, platform_for_device
+from encoder_svc.platforms.interface import Platform, platform_for_device, resolve_device
 from encoder_svc.platforms.selection import Rejection, Rule, Selection
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "Rule",
     "Selection",
     "platform_for_device",
+    "resolve_device",
 ]

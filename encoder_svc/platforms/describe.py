@@ -1,4 +1,4 @@
-"""``encoder-svc backends``: the decision for this machine, or for one that is described by flags.
+"""What a machine would choose, without serving: this one, or one that ``encoder-svc backends`` is told of by flags.
 
 A described machine needs no GPU, none of the packages and no torch: torch is taken as installed there, and Triton too
 on CUDA and ROCm, where it comes with torch.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from encoder_svc.config import platform_switches
 from encoder_svc.errors import ConfigError
 from encoder_svc.platforms.facts import Facts, parse_capability, parse_gfx, parse_package
-from encoder_svc.platforms.interface import Platform, platform_class, platform_for_device
+from encoder_svc.platforms.interface import Platform, platform_class, platform_for_device, resolve_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,15 +56,22 @@ def decide(machine: Machine, config: Config, *, head_size: int, as_json: bool) -
     return _describe(platform, selection, head_size=head_size, dtype=dtype, as_json=as_json)
 
 
+def refuse_early(config: Config) -> None:
+    """Refuses an override that cannot run on this machine with any checkpoint, before anything heavy is imported.
+
+    Raises:
+        ConfigError: there is no such device.
+        AttentionBackendError: as at start-up, where head size and dtype are held against it as well.
+    """
+    if config.mm_encoder_attn_backend is not None:
+        platform = _this_machine(Machine(), config)
+        platform.refuse_early(config.mm_encoder_attn_backend, config.mm_encoder_flash_attn_implementation)
+
+
 def _this_machine(machine: Machine, config: Config) -> Platform:
     if machine != Machine():
         raise ConfigError("--capability, --gfx, --installed and --env describe another machine: give its --platform.")
-    device = config.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return platform_for_device(device, platform_switches(config))
+    return platform_for_device(resolve_device(config.device), platform_switches(config))
 
 
 def _described(machine: Machine, name: str) -> Platform:

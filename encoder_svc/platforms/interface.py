@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from encoder_svc.platforms.backends import BackendSpec
     from encoder_svc.platforms.facts import Facts
 
-__all__ = ["Platform", "Rejection", "Rule", "Selection", "SelectionSource", "platform_class", "platform_for_device"]
+__all__ = [
+    "Platform",
+    "Rejection",
+    "Rule",
+    "Selection",
+    "SelectionSource",
+    "platform_class",
+    "platform_for_device",
+    "resolve_device",
+]
 
 ENTRY_POINTS: Final = "encoder_svc.platforms"
 
@@ -149,6 +158,15 @@ def platform_class(name: str) -> type[Platform]:
         found = others[name].load()
         return found
     raise ConfigError(f"platform {name}: not known. Known: {', '.join([*_PLATFORMS, *others])}.")
+
+
+def resolve_device(device: str) -> str:
+    """What ``--device auto`` means here: cuda where there is one. Another device stays, and torch is not imported."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def platform_for_device(device: str, environment: Mapping[str, str] | None = None) -> Platform:

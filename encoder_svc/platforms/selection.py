@@ -140,7 +140,7 @@ def obey(question: Question, override: str) -> Selection:
         implementation=implementation.name,
         implementation_version=question.facts.version(implementation.package) or "",
         source="override",
-        reason=_sentence(f"{name} was asked for with {OVERRIDE_FLAG}", why),
+        reason=_sentence(question, name, f"{name} was asked for with {OVERRIDE_FLAG}", why),
     )
 
 
@@ -167,7 +167,7 @@ def choose(question: Question, rule: Rule) -> Selection:
         implementation=implementation.name,
         implementation_version=facts.version(implementation.package) or "",
         source=source,
-        reason=_sentence(reason, passed),
+        reason=_sentence(question, name, reason, passed),
         rejected=_passed_over(question, rule, name, rejected),
     )
 
@@ -229,8 +229,10 @@ def _passed_over(question: Question, rule: Rule, chosen: str, rejected: Mapping[
     return tuple(Rejection(name, why) for name, why in reasons.items() if name != chosen)
 
 
-def _sentence(reason: str, passed: str) -> str:
-    return f"{reason}{f' ({passed})' if passed else ''}."
+def _sentence(question: Question, chosen: str, reason: str, passed: str) -> str:
+    """The reason, the implementations that were passed over, and whether a pin came to nothing."""
+    idle = f"; {PIN_FLAG} {question.pinned} has no effect on it" if question.pinned and chosen != FLASH_ATTN else ""
+    return f"{reason}{f' ({passed})' if passed else ''}{idle}."
 
 
 def _refuse(question: Question, text: str) -> NoReturn:

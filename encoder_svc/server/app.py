@@ -31,7 +31,7 @@ from encoder_svc.images.processor import ImageProcessor
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
-from encoder_svc.platforms import Platform, platform_for_device
+from encoder_svc.platforms import Platform, platform_for_device, resolve_device
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.servicer import EncoderServicer, Pipeline
 
@@ -61,8 +61,6 @@ def run_server(loaded: LoadedConfig) -> int:
         level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logger.info("configuration:\n%s", loaded.describe())
-    platform = _platform(config)
-    platform.refuse_early(config.mm_encoder_attn_backend, config.mm_encoder_flash_attn_implementation)
     with _model_folder(config) as model:
         return asyncio.run(Server(config, model).run())
 
@@ -84,8 +82,8 @@ class Server:
             max_images=config.max_images,
             max_request_patches=config.max_request_patches,
         )
-        self._device = _resolve_device(config.device)
-        self._platform: Platform = _platform(config)
+        self._device = resolve_device(config.device)
+        self._platform: Platform = platform_for_device(self._device, platform_switches(config))
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
         self._checkpoint = Checkpoint(model, revision=config.revision)
         self._attention: MMEncoderAttention = make_attention(
@@ -216,18 +214,6 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):
             await self._health.set(service, status)
-
-
-def _resolve_device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _platform(config: Config) -> Platform:
-    return platform_for_device(_resolve_device(config.device), platform_switches(config))
 
 
 @contextmanager

@@ -182,6 +182,7 @@ def test_a_pin_changes_nothing_where_flash_attn_is_not_the_choice() -> None:
     for platform, dtype in ((cpu(), "bfloat16"), (cuda((9, 0), *FA), "float32"), (cuda((7, 5)), "float16")):
         pinned = platform.get_vit_attn_backend(80, dtype, flash_attn_implementation="fa4")
         assert pinned.backend == platform.get_vit_attn_backend(80, dtype).backend
+        assert "--mm-encoder-flash-attn-implementation fa4 has no effect on it" in pinned.reason
 
 
 def test_what_each_platform_supports() -> None:
