@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
     _add_info(commands.add_parser("info", help="show what a server serves"))
     _add_bench(commands.add_parser("bench", help="load a server and measure it"))
+    _add_backends(
+        commands.add_parser("backends", help="show which attention backend is chosen, here or on a described machine")
+    )
     _add_make_checkpoint(commands.add_parser("make-checkpoint", help="write a checkpoint with random weights"))
     return parser
 
@@ -74,6 +77,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _serve(parsed: argparse.Namespace) -> int:
     flags = {option.name: getattr(parsed, option.name) for option in options()}
     loaded = load_config(flags=flags, environment=os.environ, file=parsed.config)
+    from encoder_svc.platforms.describe import refuse_early
+
+    refuse_early(loaded.config)
     from encoder_svc.server.app import run_server
 
     return run_server(loaded)
@@ -136,6 +142,38 @@ def _bench_serve(parsed: argparse.Namespace) -> int:
     print(table(report), flush=True)
     write_outputs(parsed, report, run)
     return report.exit_code
+
+
+def _add_backends(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("a machine other than this one")
+    machine.add_argument("--platform", metavar="NAME", help="cuda, rocm or cpu (default: this machine)")
+    machine.add_argument("--capability", metavar="X.Y", help="an NVIDIA device's compute capability, such as 9.0")
+    machine.add_argument("--gfx", metavar="NAME", help="an AMD device's architecture, such as gfx942")
+    machine.add_argument("--installed", metavar="A,B", help="packages there, such as flash_attn_4,xformers")
+    machine.add_argument("--env", action="append", default=[], metavar="K=V", help="a variable there; may be repeated")
+    parser.add_argument("--dtype", metavar="DTYPE", help="default: what --dtype auto means there")
+    parser.add_argument("--head-size", type=int, default=80, metavar="N", help="default: %(default)s")
+    for option in options():
+        if option.name.startswith("mm_encoder_"):
+            parser.add_argument(flag_name(option.name), dest=option.name, metavar=option.metadata["metavar"])
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+    parser.set_defaults(run=_backends)
+
+
+def _backends(parsed: argparse.Namespace) -> int:
+    from encoder_svc.platforms.describe import Machine, decide
+
+    flags = {name: value for name, value in vars(parsed).items() if name == "dtype" or name.startswith("mm_encoder_")}
+    config = load_config(flags=flags, environment={} if parsed.platform else os.environ).config
+    machine = Machine(
+        platform=parsed.platform,
+        capability=parsed.capability,
+        gfx=parsed.gfx,
+        installed=parsed.installed,
+        environment=tuple(parsed.env),
+    )
+    print(decide(machine, config, head_size=parsed.head_size, as_json=parsed.json))
+    return 0
 
 
 def _add_make_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ Every option is one field of :class:`Config`. Its name gives the flag (``--max-i
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -65,6 +66,13 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
+def _switch(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("neither on nor off")
+    return text in ("1", "true", "yes", "on")
+
+
 def _at_least(low: int, parse: Callable[[Any], int] = _number, *, at_most: float = math.inf) -> Callable[[Any], int]:
     def checked(value: Any) -> int:
         number = parse(value)
@@ -117,6 +125,18 @@ class Config:
     )
     mm_encoder_attn_backend: str | None = _option(
         None, _text, "NAME", "attention backend, obeyed to the letter or refused; without it the platform chooses"
+    )
+    mm_encoder_flash_attn_implementation: str | None = _option(
+        None,
+        _one_of("fa4", "fa3", "fa2", "torch"),
+        "NAME",
+        "what carries FLASH_ATTN out, obeyed or refused: fa4, fa3, fa2 or torch; without it the best that is there",
+    )
+    rocm_use_aiter: bool = _option(
+        False, _switch, "on|off", "on AMD devices: lets the platform choose kernels of aiter, each by its own switch"
+    )
+    rocm_use_aiter_mha: bool = _option(
+        False, _switch, "on|off", "on AMD devices: with rocm_use_aiter, aiter's attention is the platform's choice"
     )
     resize: str = _option(
         "torch",
@@ -190,6 +210,16 @@ class LoadedConfig:
         width = max(len(name) for name in self.sources)
         lines = [f"{name:<{width}}  {getattr(self.config, name)!s:<24} {self.sources[name]}" for name in self.sources]
         return "\n".join(lines)
+
+
+def platform_switches(config: Config) -> dict[str, str]:
+    """The switches that a platform's rules read, as environment variables: ours, and flash-attn's own."""
+    ours = {
+        environment_name(name): "1" if getattr(config, name) else "0"
+        for name in ("rocm_use_aiter", "rocm_use_aiter_mha")
+    }
+    theirs = {name: os.environ[name] for name in ("FLASH_ATTENTION_TRITON_AMD_ENABLE",) if name in os.environ}
+    return ours | theirs
 
 
 def options() -> tuple[Field[Any], ...]:

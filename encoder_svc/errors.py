@@ -7,6 +7,7 @@
     │   ├── ConfigError                 a flag, environment variable or config key is wrong
     │   ├── CheckpointError             the checkpoint is not one we can serve
     │   └── AttentionBackendError       the attention backend asked for cannot run here
+    ├── AttentionKernelError            an attention kernel did not load, or failed, or was wrong
     └── RequestError                    one request or one image failed: has .reason, .code, .message
         ├── InvalidInputError           INVALID_ARGUMENT    change the input
         ├── NotFoundError               NOT_FOUND           encode it again
@@ -45,6 +46,21 @@ class CheckpointError(StartupError):
 
 class AttentionBackendError(StartupError):
     """The attention backend that the operator asked for cannot run here."""
+
+
+class AttentionKernelError(EncoderSvcError):
+    """An attention kernel did not load, failed, or computed something wrong.
+
+    Attributes:
+        backend, implementation: which kernel, such as ``"FLASH_ATTN"`` and ``"fa4"``.
+        why: what happened, for the operator; the error's own text names the kernel and is fit for a client.
+    """
+
+    def __init__(self, backend: str, implementation: str, why: str) -> None:
+        super().__init__(f"The attention kernel {backend} ({implementation}) failed.")
+        self.backend = backend
+        self.implementation = implementation
+        self.why = why
 
 
 class Reason(StrEnum):

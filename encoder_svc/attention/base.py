@@ -49,16 +49,30 @@ class AttentionBackend(abc.ABC):
         scale: what scores are multiplied by before the softmax.
         num_kv_heads: K.
         causal: each patch sees only itself and those before it in its sequence.
+        implementation: which of the backend's implementations was selected; of no matter to one that has only one.
+
+    Raises:
+        ImportError: the package that it needs is there but does not load.
     """
 
     name: str
 
-    def __init__(self, *, num_heads: int, head_size: int, scale: float, num_kv_heads: int, causal: bool) -> None:
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int,
+        causal: bool,
+        implementation: str = "",
+    ) -> None:
         self.num_heads = num_heads
         self.head_size = head_size
         self.scale = scale
         self.num_kv_heads = num_kv_heads
         self.causal = causal
+        self.implementation = implementation
 
     @abc.abstractmethod
     def forward(

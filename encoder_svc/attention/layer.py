@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from encoder_svc.attention.registry import load_backend
+from encoder_svc.errors import AttentionKernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -29,9 +30,12 @@ class MMEncoderAttention:
         platform: decides; its answer is kept in ``selection``.
         dtype: name of the dtype that q, k and v will have.
         causal: each patch sees only itself and earlier ones of its sequence.
+        flash_attn_implementation: the operator's pin inside FLASH_ATTN; None lets the platform choose.
+        failed: kernels that the platform shall pass over; see :mod:`encoder_svc.attention.selfcheck`.
 
     Raises:
         AttentionBackendError: the override cannot run here.
+        AttentionKernelError: the selected kernel does not load.
     """
 
     def __init__(
@@ -45,15 +49,24 @@ class MMEncoderAttention:
         platform: Platform,
         dtype: str,
         causal: bool = False,
+        flash_attn_implementation: str | None = None,
+        failed: Mapping[tuple[str, str], str] | None = None,
     ) -> None:
-        self.selection: Selection = platform.get_vit_attn_backend(head_size, dtype, attn_backend)
-        self.backend: AttentionBackend = load_backend(self.selection.backend)(
-            num_heads=num_heads,
-            head_size=head_size,
-            scale=head_size**-0.5 if scale is None else scale,
-            num_kv_heads=num_kv_heads or num_heads,
-            causal=causal,
+        self.selection: Selection = platform.get_vit_attn_backend(
+            head_size, dtype, attn_backend, flash_attn_implementation=flash_attn_implementation, failed=failed
         )
+        self.dtype = dtype
+        try:
+            self.backend: AttentionBackend = load_backend(platform.backends[self.selection.backend])(
+                num_heads=num_heads,
+                head_size=head_size,
+                scale=head_size**-0.5 if scale is None else scale,
+                num_kv_heads=num_kv_heads or num_heads,
+                causal=causal,
+                implementation=self.selection.implementation,
+            )
+        except Exception as error:
+            raise self._failure(f"does not load ({type(error).__name__}: {error})") from error
 
     def __call__(
         self,
@@ -75,7 +88,16 @@ class MMEncoderAttention:
 
         Returns:
             [N, H, D], of q's dtype.
+
+        Raises:
+            AttentionKernelError: the kernel failed. Nothing takes its place.
         """
         if lengths is None:
             lengths = cu_seqlens.diff().tolist()
-        return self.backend.forward(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen, lengths)
+        try:
+            return self.backend.forward(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen, lengths)
+        except Exception as error:
+            raise self._failure(f"{type(error).__name__}: {error}") from error
+
+    def _failure(self, why: str) -> AttentionKernelError:
+        return AttentionKernelError(self.selection.backend, self.selection.implementation, why)

@@ -1,4 +1,4 @@
-"""Backend names and where their classes live. A backend is imported when it is first asked for."""
+"""From a backend's entry to its class. What the backends are and need is in :mod:`encoder_svc.platforms.backends`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from encoder_svc.attention.base import AttentionBackend
-
-_BACKENDS = {
-    "TORCH_SDPA": "encoder_svc.attention.torch_sdpa:TorchSdpa",
-    "TORCH_NAIVE": "encoder_svc.attention.torch_naive:TorchNaive",
-}
+    from encoder_svc.platforms import BackendSpec
 
 
-def load_backend(name: str) -> type[AttentionBackend]:
-    """The class of a backend, by its upper-case name."""
-    module, _, attribute = _BACKENDS[name].partition(":")
+def load_backend(spec: BackendSpec) -> type[AttentionBackend]:
+    """The class of a backend. It is imported now, when it is first asked for."""
+    module, _, attribute = spec.cls.partition(":")
     backend: type[AttentionBackend] = getattr(importlib.import_module(module), attribute)
     return backend

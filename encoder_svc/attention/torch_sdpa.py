@@ -1,7 +1,8 @@
-"""TORCH_SDPA: torch's scaled_dot_product_attention, one call for each run of equally long sequences.
+"""TORCH_SDPA: torch's scaled_dot_product_attention, one call for each length of sequence.
 
-SDPA takes no cu_seqlens, but a run of equal sequences is a plain batch to it. Sixteen images of one size are one
-call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays next to each other for this.
+SDPA takes no cu_seqlens, but equally long sequences are a plain batch to it. Sixteen images of one size are one
+call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays next to each other for this, and those
+of several images, which are brought together.
 """
 
 from __future__ import annotations
@@ -32,22 +33,39 @@ class TorchSdpa(AttentionBackend):
         max_seqlen: int,
         lengths: Sequence[int],
     ) -> torch.Tensor:
+        runs = _runs_by_length(lengths)
+        if len(runs) == 1:
+            return self._dense(q_NHD, k_NKD, v_NKD, lengths[0])
         out_NHD = torch.empty(q_NHD.shape, dtype=q_NHD.dtype, device=q_NHD.device)
-        start = 0
-        for length, run in groupby(lengths):
-            batch = sum(1 for _ in run)
-            rows = slice(start, start + batch * length)
-            start = rows.stop
-            q_BHLD, k_BKLD, v_BKLD = (
-                x[rows].unflatten(0, (batch, length)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD)
+        for length, rows in runs.items():
+            q, k, v = (
+                x[rows[0]] if len(rows) == 1 else torch.cat([x[some] for some in rows]) for x in (q_NHD, k_NKD, v_NKD)
             )
-            out_BHLD = F.scaled_dot_product_attention(
-                q_BHLD,
-                k_BKLD,
-                v_BKLD,
-                is_causal=self.causal,
-                scale=self.scale,
-                enable_gqa=self.num_heads != self.num_kv_heads,
-            )
-            out_NHD[rows] = out_BHLD.transpose(1, 2).flatten(0, 1)
+            out = self._dense(q, k, v, length)
+            for some, part in zip(rows, out.split([some.stop - some.start for some in rows]), strict=True):
+                out_NHD[some] = part
         return out_NHD
+
+    def _dense(self, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, length: int) -> torch.Tensor:
+        """Sequences of one length."""
+        q_BHLD, k_BKLD, v_BKLD = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
+        out_BHLD = F.scaled_dot_product_attention(
+            q_BHLD,
+            k_BKLD,
+            v_BKLD,
+            is_causal=self.causal,
+            scale=self.scale,
+            enable_gqa=self.num_heads != self.num_kv_heads,
+        )
+        return out_BHLD.transpose(1, 2).flatten(0, 1)
+
+
+def _runs_by_length(lengths: Sequence[int]) -> dict[int, list[slice]]:
+    """For each length the rows of its sequences; neighbours are one slice."""
+    runs: dict[int, list[slice]] = {}
+    start = 0
+    for length, run in groupby(lengths):
+        stop = start + length * sum(1 for _ in run)
+        runs.setdefault(length, []).append(slice(start, stop))
+        start = stop
+    return runs

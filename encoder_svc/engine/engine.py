@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.scheduler import Scheduler, Ticket
-from encoder_svc.errors import Reason, request_error
+from encoder_svc.errors import AttentionKernelError, Reason, request_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -187,7 +187,9 @@ class Engine:
         elif out_of_memory:
             _fail(batch, Reason.DEVICE_OUT_OF_MEMORY, "The image does not fit the device's free memory.")
         else:
-            _fail(batch, Reason.ENCODER_FAILED, "The encoder failed on this image.")
+            # The kernel's own name is the operator's to know, and the caller's to report.
+            said = str(error) if isinstance(error, AttentionKernelError) else "The encoder failed on this image."
+            _fail(batch, Reason.ENCODER_FAILED, said)
 
     def _break(self, why: str) -> None:
         logger.critical("the device is broken: %s", why)

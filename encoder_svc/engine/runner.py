@@ -82,6 +82,8 @@ class DeviceRunner:
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """See :class:`Runner`."""
+        if error.__cause__ is not None:  # an attention kernel's failure, whose cause is what the device raised
+            return isinstance(error.__cause__, Exception) and self.is_out_of_memory(error.__cause__)
         # torch's CPU allocator raises a plain RuntimeError that names it.
         return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 

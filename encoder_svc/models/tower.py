@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from encoder_svc.attention import MMEncoderAttention
+from encoder_svc.attention.selfcheck import checked_attention
+from encoder_svc.models.config_hash import ConfigFactors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from encoder_svc.images.processor import ProcessorSettings
     from encoder_svc.models.base import VisionEncoder
     from encoder_svc.models.checkpoint import Checkpoint, Progress
@@ -59,15 +61,18 @@ def load_tower(
     with torch.device("meta"):
         encoder = checkpoint.family.encoder_class()(checkpoint.config, attention)
     revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
-    factors = {
-        "revision": revision,
-        "config": asdict(checkpoint.config),
-        "dtype": dtype,
-        "attention": [attention.selection.backend, attention.selection.implementation],
-        "torch": torch.__version__,
-        "platform": platform.name,
-        "device": platform.device_name(),
-    }
+    selection = attention.selection
+    factors = ConfigFactors(
+        backend=selection.backend,
+        implementation=selection.implementation,
+        implementation_version=selection.implementation_version,
+        dtype=dtype,
+        revision=revision,
+        torch=torch.__version__,
+        platform=platform.name,
+        device_name=platform.device_name(),
+        model_config=asdict(checkpoint.config),
+    )
     return VisionTower(
         encoder=encoder.eval(),
         model=checkpoint.name,
@@ -76,27 +81,43 @@ def load_tower(
         device=torch.device(device),
         dtype=dtype,
         settings=settings,
-        selection=attention.selection,
+        selection=selection,
         platform=platform,
-        config_hash=hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest(),
+        config_hash=factors.hash(),
     )
 
 
 def make_attention(
-    checkpoint: Checkpoint, *, platform: Platform, dtype: str, override: str | None
+    checkpoint: Checkpoint,
+    *,
+    platform: Platform,
+    dtype: str,
+    override: str | None,
+    flash_attn_implementation: str | None = None,
+    device: str | None = None,
 ) -> MMEncoderAttention:
     """The attention layer that a checkpoint's encoder will share. Touches no weights, so a wrong override is found
     before any is read.
 
+    Args:
+        device: where to run the start-up check; None for no check.
+
     Raises:
-        AttentionBackendError: the override cannot run here.
+        AttentionBackendError: the override cannot run here, or failed the check.
+        AttentionKernelError: without a check, the kernel does not load.
     """
     config = checkpoint.config
-    return MMEncoderAttention(
-        config.num_heads,
-        config.head_size,
-        attn_backend=override,
-        platform=platform,
-        dtype=dtype,
-        causal=config.causal,
-    )
+
+    def build(failed: Mapping[tuple[str, str], str]) -> MMEncoderAttention:
+        return MMEncoderAttention(
+            config.num_heads,
+            config.head_size,
+            attn_backend=override,
+            platform=platform,
+            dtype=dtype,
+            causal=config.causal,
+            flash_attn_implementation=flash_attn_implementation,
+            failed=failed,
+        )
+
+    return build({}) if device is None else checked_attention(build, device)

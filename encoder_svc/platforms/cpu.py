@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import platform as host
+from typing import TYPE_CHECKING
 
 from encoder_svc.platforms.interface import Platform
+from encoder_svc.platforms.probe import probe_cpu
+from encoder_svc.platforms.selection import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from encoder_svc.platforms.backends import BackendSpec
+    from encoder_svc.platforms.facts import Facts
 
 
 class CpuPlatform(Platform):
@@ -12,11 +20,15 @@ class CpuPlatform(Platform):
 
     name = "cpu"
 
-    def supported_vit_attn_backends(self) -> tuple[str, ...]:
-        return ("TORCH_SDPA", "TORCH_NAIVE")
+    def __init__(self, facts: Facts | None = None, *, backends: Mapping[str, BackendSpec] | None = None) -> None:
+        super().__init__(facts or probe_cpu({}), backends=backends)
+
+    @classmethod
+    def probe(cls, index: int, environment: Mapping[str, str]) -> Facts:
+        return probe_cpu(environment)
+
+    def rule(self) -> Rule:
+        return Rule(order=("TORCH_SDPA",), because="for every dtype and head size")
 
     def default_dtype(self) -> str:
         return "float32"
-
-    def device_name(self) -> str:
-        return host.processor() or host.machine()

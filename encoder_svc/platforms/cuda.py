@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from encoder_svc.errors import ConfigError
+from typing import TYPE_CHECKING
+
 from encoder_svc.platforms.interface import Platform
+from encoder_svc.platforms.probe import probe_gpu
+from encoder_svc.platforms.selection import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from encoder_svc.platforms.facts import Facts
+
+_AMPERE = (8, 0)
 
 
 class CudaPlatform(Platform):
@@ -11,21 +21,26 @@ class CudaPlatform(Platform):
 
     name = "cuda"
 
-    def __init__(self, index: int = 0) -> None:
-        import torch
+    @classmethod
+    def probe(cls, index: int, environment: Mapping[str, str]) -> Facts:
+        return probe_gpu(index, environment)
 
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if index >= count:
-            raise ConfigError(f"--device cuda:{index}: this process sees {count} CUDA devices.")
-        self.index = index
-
-    def supported_vit_attn_backends(self) -> tuple[str, ...]:
-        return ("TORCH_SDPA", "TORCH_NAIVE")
+    def rule(self) -> Rule:
+        return cuda_rule(self.facts)
 
     def default_dtype(self) -> str:
-        return "bfloat16"
+        return "bfloat16" if _capability(self.facts) >= _AMPERE else "float16"
 
-    def device_name(self) -> str:
-        import torch
 
-        return torch.cuda.get_device_name(self.index)
+def cuda_rule(facts: Facts) -> Rule:
+    """FLASH_ATTN wherever it takes dtype and head size; what it cannot take, our own kernel does."""
+    major, minor = _capability(facts)
+    because = f"compute capability {major}.{minor}"
+    if (major, minor) >= _AMPERE:
+        return Rule(order=("FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA"), because=because)
+    return Rule(order=("XFORMERS", "TORCH_SDPA"), because=because)
+
+
+def _capability(facts: Facts) -> tuple[int, int]:
+    assert facts.capability is not None, "a CUDA device's facts have a capability"
+    return facts.capability

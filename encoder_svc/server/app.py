@@ -25,6 +25,7 @@ from encoder_svc.cache.keys import ContentKeys
 from encoder_svc.cache.promises import Promises
 from encoder_svc.cache.single_flight import SingleFlight
 from encoder_svc.cache.store import EmbeddingStore
+from encoder_svc.config import platform_switches
 from encoder_svc.engine.admission import Admission, Budgets
 from encoder_svc.engine.engine import Engine, Work
 from encoder_svc.engine.runner import DeviceRunner
@@ -35,7 +36,7 @@ from encoder_svc.images.processor import ImageProcessor
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
-from encoder_svc.platforms import Platform, platform_for_device
+from encoder_svc.platforms import Platform, platform_for_device, resolve_device
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.pipeline import Pipeline
 from encoder_svc.server.servicer import EncoderServicer, Serving
@@ -95,12 +96,17 @@ class Server:
             max_images=config.max_images,
             max_request_patches=config.max_request_patches,
         )
-        self._device = _resolve_device(config.device)
-        self._platform: Platform = platform_for_device(self._device)
+        self._device = resolve_device(config.device)
+        self._platform: Platform = platform_for_device(self._device, platform_switches(config))
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
         self._checkpoint = Checkpoint(model, revision=config.revision)
         self._attention: MMEncoderAttention = make_attention(
-            self._checkpoint, platform=self._platform, dtype=self._dtype, override=config.mm_encoder_attn_backend
+            self._checkpoint,
+            platform=self._platform,
+            dtype=self._dtype,
+            override=config.mm_encoder_attn_backend,
+            flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
+            device=self._device,
         )
         self._settings: ProcessorSettings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
@@ -109,9 +115,10 @@ class Server:
         )
         selection = self._attention.selection
         logger.info(
-            "attention: %s (%s), source=%s: %s",
+            "attention: %s (%s %s), source=%s: %s",
             selection.backend,
             selection.implementation,
+            selection.implementation_version,
             selection.source,
             selection.reason,
         )
@@ -249,14 +256,6 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):
             await self._health.set(service, status)
-
-
-def _resolve_device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.runner import BatchResult
 from encoder_svc.engine.scheduler import Scheduler
-from encoder_svc.errors import RequestError
+from encoder_svc.errors import AttentionKernelError, RequestError
 from encoder_svc.images.types import GridThw, ProcessedImage
 
 if TYPE_CHECKING:
@@ -252,3 +252,15 @@ async def test_a_batch_that_hangs_breaks_the_device() -> None:
     assert running.broken.is_set()
     await running.aclose()
     device.gate.set()
+
+
+async def test_an_attention_kernel_that_fails_is_named() -> None:
+    def fault(numbers: list[int]) -> None:
+        raise AttentionKernelError("FLASH_ATTN", "fa4", "CUDA error: no kernel image")
+
+    running = engine(Device(fault=fault))
+    with pytest.raises(RequestError) as caught:
+        await running.encode(image(1))
+    assert caught.value.reason == "ENCODER_FAILED"
+    assert caught.value.message == "The attention kernel FLASH_ATTN (fa4) failed."
+    await running.aclose()

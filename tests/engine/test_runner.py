@@ -65,7 +65,7 @@ def random_image(tower: VisionTower, grid: GridThw, seed: int = 0) -> ProcessedI
 
 def encode(tower: VisionTower, images: list[ProcessedImage]) -> list[np.ndarray]:
     """Each image's rows, float32 [rows, width]."""
-    embeddings = DeviceRunner(tower).run(images).embeddings
+    embeddings = DeviceRunner(tower).submit(images).wait().embeddings
     dtype, width = NUMPY_DTYPES[tower.dtype], tower.encoder.config.width
     return [np.frombuffer(data, dtype).reshape(-1, width).astype(np.float32) for data in embeddings]
 
@@ -115,7 +115,7 @@ def test_each_image_gets_bytes_of_its_own_length(towers: Callable[..., VisionTow
     images = [random_image(tower, grid) for grid in grids]
     levels = 4 if family == "qwen3_vl" else 1
     itemsize = 4 if dtype == "float32" else 2
-    embeddings = DeviceRunner(tower).run(images).embeddings
+    embeddings = DeviceRunner(tower).submit(images).wait().embeddings
     assert [data.nbytes for data in embeddings] == [rows * 64 * levels * itemsize for rows in (6, 1, 12)]
     assert {(data.format, data.contiguous) for data in embeddings} == {("B", True)}
 
@@ -134,9 +134,9 @@ def test_a_tower_of_half_precision_is_near_the_float32_one(
 def test_two_runs_do_not_share_memory(towers: Callable[..., VisionTower]) -> None:
     tower = towers("qwen2_vl")
     runner = DeviceRunner(tower)
-    first = runner.run([random_image(tower, GridThw(1, 4, 4), seed=1)]).embeddings[0]
+    first = runner.submit([random_image(tower, GridThw(1, 4, 4), seed=1)]).wait().embeddings[0]
     before = first.tobytes()
-    runner.run([random_image(tower, GridThw(1, 4, 4), seed=2)])
+    runner.submit([random_image(tower, GridThw(1, 4, 4), seed=2)]).wait()
     assert first.tobytes() == before
 
 
@@ -145,7 +145,7 @@ def test_the_forward_pass_takes_time_and_no_stage_less_than_none(
     towers: Callable[..., VisionTower], family: str
 ) -> None:
     tower = towers(family)
-    result = DeviceRunner(tower).run([random_image(tower, GridThw(1, 8, 8))])
+    result = DeviceRunner(tower).submit([random_image(tower, GridThw(1, 8, 8))]).wait()
     assert result.forward_s > 0
     assert result.h2d_s >= 0
     assert result.d2h_s >= 0
@@ -166,5 +166,5 @@ def test_bytes_from_cuda_are_those_from_the_cpu(
 @pytest.mark.cuda
 def test_stages_on_cuda_are_timed_by_its_clock(towers: Callable[..., VisionTower], photos: list[Path]) -> None:
     tower = towers("qwen2_5_vl", device="cuda", dtype="bfloat16")
-    result = DeviceRunner(tower).run([photo(tower, path) for path in photos])
+    result = DeviceRunner(tower).submit([photo(tower, path) for path in photos]).wait()
     assert min(result.h2d_s, result.forward_s, result.d2h_s) > 0

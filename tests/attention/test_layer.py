@@ -1,0 +1,45 @@
+"""MMEncoderAttention: no shared state between layers, and a failing kernel by its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from encoder_svc.attention import MMEncoderAttention, PackedSequences
+from encoder_svc.errors import AttentionKernelError
+from encoder_svc.platforms import platform_for_device
+
+
+def layer(override: str | None, *, causal: bool = False) -> MMEncoderAttention:
+    platform = platform_for_device("cpu")
+    return MMEncoderAttention(2, 16, attn_backend=override, platform=platform, dtype="float32", causal=causal)
+
+
+def test_two_layers_with_different_overrides_do_not_disturb_each_other() -> None:
+    first, second, third = layer("torch_sdpa"), layer("TORCH_NAIVE"), layer(None, causal=True)
+    assert [x.selection.backend for x in (first, second, third)] == ["TORCH_SDPA", "TORCH_NAIVE", "TORCH_SDPA"]
+    assert [x.selection.source for x in (first, second, third)] == ["override", "override", "platform"]
+    assert [x.backend.name for x in (first, second, third)] == ["TORCH_SDPA", "TORCH_NAIVE", "TORCH_SDPA"]
+    sequences = PackedSequences.of((5, 3))
+    q, k, v = (torch.randn(8, 2, 16) for _ in range(3))
+    before = [x(q, k, v, *sequences) for x in (first, second, third)]
+    torch.testing.assert_close(before[0], before[1])
+    assert not torch.allclose(before[0], before[2])
+    layer("TORCH_NAIVE", causal=True)(q, k, v, *sequences)
+    after = [x(q, k, v, *sequences) for x in (first, second, third)]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_lengths_may_be_left_out() -> None:
+    sequences = PackedSequences.of((5, 3))
+    q, k, v = (torch.randn(8, 2, 16) for _ in range(3))
+    attend = layer("TORCH_NAIVE")
+    assert torch.equal(attend(q, k, v, sequences.cu_seqlens, 5), attend(q, k, v, *sequences))
+
+
+def test_a_kernel_that_fails_at_run_time_is_named_and_not_replaced() -> None:
+    attend = layer("torch_sdpa")
+    with pytest.raises(AttentionKernelError, match=r"^The attention kernel TORCH_SDPA \(torch\) failed\.$") as caught:
+        attend(torch.randn(8, 2, 16), torch.randn(8, 2, 24), torch.randn(8, 2, 16), torch.tensor([0, 8]), 8, [8])
+    assert caught.value.why
+    assert attend.backend.name == "TORCH_SDPA"
