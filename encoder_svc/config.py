@@ -27,8 +27,8 @@ _SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("not a text")
+    if not isinstance(value, str):
+        raise ValueError("not a text; put it in quotes")
     return value
 
 
@@ -50,7 +50,7 @@ def _seconds(value: Any) -> float:
 
 
 def _bytes(value: Any) -> int:
-    matched = re.fullmatch(r"(\d+)\s*([A-Z]*?)B?", str(value).strip().upper())
+    matched = re.fullmatch(r"(\d{1,20})\s*([A-Z]*?)B?", str(value).strip().upper())
     unit = _SUFFIXES.get(matched[2], _SUFFIXES.get(matched[2] + "B")) if matched else None
     if matched is None or unit is None:
         raise ValueError("not a size in bytes, such as 1048576 or 1MiB")
@@ -59,9 +59,10 @@ def _bytes(value: Any) -> int:
 
 def _one_of(*choices: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        if str(value) not in choices:
+        choice = str(value).strip().lower()
+        if choice not in choices:
             raise ValueError(f"not one of {', '.join(choices)}")
-        return str(value)
+        return choice
 
     return parse
 
@@ -98,9 +99,14 @@ def _option(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: 
 
 # Beyond it Pillow refuses by itself (twice Image.MAX_IMAGE_PIXELS).
 _PILLOW_MAX_PIXELS: Final = 178_956_970
+# What gRPC's message limit and the wire's counts can hold; a message is a little larger than what it carries.
+_INT32_MAX: Final = 2**31 - 1
+_MESSAGE_MAX_BYTES: Final = _INT32_MAX - 2**20
 
-_COUNT = _at_least(1)
+_COUNT = _at_least(1, at_most=_INT32_MAX)
+_AREA = _at_least(1, at_most=_PILLOW_MAX_PIXELS)
 _SIZE = _at_least(1, _bytes)
+_MESSAGE_SIZE = _at_least(1, _bytes, at_most=_MESSAGE_MAX_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,10 +151,10 @@ class Config:
         "whose bicubic: torch is transformers' default image processor, pillow its Pillow-based one",
     )
     min_pixels: int | None = _option(
-        None, _COUNT, "N", "smallest area an image is resized to, in place of the checkpoint's"
+        None, _AREA, "N", "smallest area an image is resized to, in place of the checkpoint's"
     )
     max_pixels: int | None = _option(
-        None, _COUNT, "N", "largest area an image is resized to, in place of the checkpoint's"
+        None, _AREA, "N", "largest area an image is resized to, in place of the checkpoint's"
     )
     decode_threads: int = _option(4, _COUNT, "N", "threads that decode and resize images")
     max_batch_patches: int = _option(65_536, _COUNT, "N", "patches in one batch; a larger image runs alone")
@@ -185,13 +191,11 @@ class Config:
     )
     max_lease_s: float = _option(600.0, _seconds, "SECONDS", "how long embeddings are retained at the most")
     max_images: int = _option(64, _COUNT, "N", "images in one request")
-    max_request_bytes: int = _option(128 * 2**20, _SIZE, "BYTES", "size of one request")
+    max_request_bytes: int = _option(128 * 2**20, _MESSAGE_SIZE, "BYTES", "size of one request")
     max_request_patches: int = _option(262_144, _COUNT, "N", "patches that one request's images may make")
-    max_image_bytes: int = _option(32 * 2**20, _SIZE, "BYTES", "size of one encoded image")
+    max_image_bytes: int = _option(32 * 2**20, _MESSAGE_SIZE, "BYTES", "size of one encoded image")
     max_image_side: int = _option(32_768, _COUNT, "PIXELS", "longer side of an image, before resizing")
-    max_image_pixels: int = _option(
-        80_000_000, _at_least(1, at_most=_PILLOW_MAX_PIXELS), "PIXELS", "area of an image, before resizing"
-    )
+    max_image_pixels: int = _option(80_000_000, _AREA, "PIXELS", "area of an image, before resizing")
     drain_s: float = _option(30.0, _seconds, "SECONDS", "on SIGTERM, how long running requests may take to finish")
     log_level: str = _option(
         "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
@@ -253,6 +257,8 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
     def take(name: str, value: Any, source: Source, where: str) -> None:
         if value is None:
             return
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{where}: {value!r} is empty.")
         try:
             values[name] = known[name].metadata["parse"](value)
         except ValueError as error:
@@ -262,6 +268,8 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
     for name, value in (_read_file(file) if file else {}).items():
         if name not in known:
             raise ConfigError(f"{file}: unknown key '{name}'. Known: {', '.join(known)}.")
+        if value is None:
+            raise ConfigError(f"{file}: key '{name}' has no value; remove it or give one.")
         take(name, value, "file", f"{file}, key '{name}'")
     by_variable = {environment_name(name): name for name in known}
     for variable, text in sorted(environment.items()):
@@ -290,6 +298,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise ConfigError(f"--config {path}: is not YAML.") from None
+    except RecursionError:
+        raise ConfigError(f"--config {path}: is nested too deeply.") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -185,7 +185,7 @@ def test_variables_of_others_are_none_of_ours(variable: str) -> None:
         ("max_images", [1], "not a whole number"),
         ("min_pixels", "0", "less than 1"),
         ("dtype", "float64", "not one of auto, float32, float16, bfloat16"),
-        ("resize", "TORCH", "not one of torch, pillow"),
+        ("resize", "bicubic", "not one of torch, pillow"),
         ("log_level", "loud", "not one of debug, info, warning, error"),
         ("drain_s", "-1", "not a duration in seconds"),
         ("drain_s", "nan", "not a duration in seconds"),
@@ -198,8 +198,13 @@ def test_variables_of_others_are_none_of_ours(variable: str) -> None:
         ("max_image_bytes", "-1MiB", "not a size in bytes"),
         ("max_image_bytes", "1TiB", "not a size in bytes"),
         ("max_image_bytes", "1BB", "not a size in bytes"),
-        ("host", "", "not a text"),
-        ("host", 5, "not a text"),
+        ("max_image_bytes", "9" * 5000, "not a size in bytes"),
+        ("host", "", "empty"),
+        ("host", " ", "empty"),
+        ("port", "", "empty"),
+        ("dtype", "", "empty"),
+        ("host", 5, "not a text; put it in quotes"),
+        ("revision", 1.5, "not a text; put it in quotes"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place_the_value_and_why(option: str, value: Any, why: str) -> None:
@@ -223,6 +228,7 @@ def test_a_wrong_value_names_the_place_that_it_was_read_from(write_file: Callabl
         ("port", "must map option names to values"),
         ("1: 2", "must map option names to values"),
         ("!!python/object/apply:os.getcwd []", "is not YAML"),
+        ("[" * 5000, "is nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_map_of_options_is_refused(text: str, why: str, write_file: Callable[[str], Path]) -> None:
@@ -242,11 +248,53 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         load(file=tmp_path / "missing.yaml")
 
 
+@pytest.mark.parametrize("empty", ["", " null", " ~"])
+@pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
+def test_a_key_without_a_value_is_refused(
+    option: dataclasses.Field[Any], empty: str, write_file: Callable[[str], Path]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"key '{option.name}' has no value; remove it or give one\.$"):
+        load(file=write_file(f"{option.name}:{empty}\n"))
+
+
+@pytest.mark.parametrize(
+    ("option", "most"),
+    [
+        ("max_request_bytes", 2**31 - 1 - 2**20),
+        ("max_image_bytes", 2**31 - 1 - 2**20),
+        ("max_images", 2**31 - 1),
+        ("max_image_side", 2**31 - 1),
+        ("max_request_patches", 2**31 - 1),
+        ("max_batch_patches", 2**31 - 1),
+        ("min_pixels", 178_956_970),
+        ("max_pixels", 178_956_970),
+        ("max_image_pixels", 178_956_970),
+    ],
+)
+def test_what_the_wire_grpc_or_pillow_cannot_hold_is_refused(option: str, most: int) -> None:
+    assert getattr(load(flags={option: str(most)}).config, option) == most
+    with pytest.raises(ConfigError, match=f"more than {most}"):
+        load(flags={option: str(most + 1)})
+
+
 # What is taken
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "port:\n", "port: null\n"])
-def test_an_empty_file_and_an_empty_key_leave_the_defaults(text: str, write_file: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("option", "given", "stored"),
+    [
+        ("log_level", "INFO", "info"),
+        ("dtype", "BFloat16", "bfloat16"),
+        ("resize", "Pillow", "pillow"),
+        ("mm_encoder_flash_attn_implementation", "FA3", "fa3"),
+    ],
+)
+def test_a_choice_is_taken_in_any_case_and_kept_in_lower_case(option: str, given: str, stored: str) -> None:
+    assert getattr(load(flags={option: given}).config, option) == stored
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_an_empty_file_leaves_the_defaults(text: str, write_file: Callable[[str], Path]) -> None:
     assert load(file=write_file(text)) == load()
 
 
@@ -267,7 +315,7 @@ def test_an_empty_file_and_an_empty_key_leave_the_defaults(text: str, write_file
     ],
 )
 def test_a_size_may_have_a_binary_suffix(text: str, num_bytes: int) -> None:
-    assert load(environment={"ENCODER_MAX_IMAGE_BYTES": text}).config.max_image_bytes == num_bytes
+    assert load(environment={"ENCODER_CACHE_BYTES": text}).config.cache_bytes == num_bytes
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0.0), ("2.5", 2.5), ("30s", 30.0), (7, 7.0)])
@@ -302,11 +350,6 @@ def test_port_zero_is_taken() -> None:
 )
 def test_what_kubernetes_writes_for_a_service_is_ignored(variable: str, text: str) -> None:
     assert load(environment={variable: text}) == load()
-
-
-def test_more_pixels_than_pillow_itself_takes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="more than 178956970"):
-        load_config(flags={"max_image_pixels": "178956971"}, environment={})
 
 
 def test_the_commented_example_holds_the_defaults() -> None:
