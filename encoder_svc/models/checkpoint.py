@@ -59,7 +59,7 @@ class Checkpoint:
         Raises:
             CheckpointError: not found, no vision tower, or an architecture that is not served.
         """
-        self._files: _Files = _Folder(Path(model)) if Path(model).is_dir() else _Hub(model, revision)
+        self._files: _Files = _Folder(Path(model)) if _is_folder(Path(model)) else _Hub(model, revision)
         self.name = self._files.name
         self.commit = self._files.commit
         config = self._files.read_json("config.json")
@@ -238,7 +238,9 @@ class _Files:
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.name}: {filename} is not readable JSON.") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{self.name}: {filename} is not a JSON object.")
@@ -256,7 +258,8 @@ class _Files:
             return dict.fromkeys(weights.keys(), "model.safetensors")
 
     def weights(self, filename: str) -> Path:
-        path = self.path(filename) if Path(filename).name == filename else None
+        is_plain_name = Path(filename).name == filename and filename not in ("", "..")
+        path = self.path(filename) if is_plain_name else None
         if path is None:
             raise CheckpointError(f"{self.name}: lacks {filename}. Only safetensors is read, never pickled weights.")
         return path
@@ -269,7 +272,10 @@ class _Folder(_Files):
 
     def path(self, filename: str) -> Path | None:
         path = self._folder / filename
-        return path if path.is_file() else None
+        try:
+            return path if path.exists() else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
 
 class _Hub(_Files):
@@ -314,7 +320,22 @@ class _Hub(_Files):
         )
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error.strerror}).")
+
+
 def _open_weights(path: Path) -> Any:
+    try:
+        path.open("rb").close()  # safetensors' own errors do not say why a file cannot be opened
+    except OSError as error:
+        raise _unreadable(path, error) from error
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -394,6 +396,39 @@ def test_bad_json_is_named(copy: Callable[..., Path], filename: str, text: str) 
 
 
 # Where checkpoints are.
+
+
+@pytest.mark.parametrize("filename", ["config.json", "preprocessor_config.json", INDEX, "model.safetensors"])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(copy: Callable[..., Path], filename: str) -> None:
+    folder = copy()
+    (folder / filename).unlink(missing_ok=True)
+    (folder / filename).mkdir()  # as unreadable to root as to anyone
+    with pytest.raises(CheckpointError) as refused:
+        load(folder)
+    assert str(refused.value) == f"{folder / filename}: cannot be read (Is a directory)."
+
+
+@pytest.mark.parametrize("inside", ["", "made"], ids=["a folder", "a folder's folder"])
+def test_a_folder_that_may_not_be_entered_is_named_with_the_reason(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "closed/made").mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    code = f"""
+import os
+from pathlib import Path
+from encoder_svc.models.checkpoint import Checkpoint, CheckpointError
+os.chdir({str(tmp_path)!r})
+Path("closed").chmod(0)
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may enter everything
+try:
+    Checkpoint(os.path.join("closed", {inside!r}))
+except CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    (tmp_path / "closed").chmod(0o700)
+    named = "closed/made" if inside else "closed/config.json"
+    assert (done.stdout, done.stderr) == (f"{named}: cannot be read (Permission denied).\n", "")
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
