@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from encoder_svc.errors import ConfigError
@@ -110,6 +111,8 @@ _VISION: dict[str, Callable[[Size, int], dict[str, Any]]] = {
 _PREFIX = {"qwen2_vl": "visual.", "qwen2_5_vl": "visual.", "qwen3_vl": "model.visual."}
 """Where the hub's checkpoints of each family keep the tower."""
 
+_MAX_SEED = 2**63 - 1  # torch's generators take no more
+
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -128,21 +131,32 @@ def make_checkpoint(
     Args:
         family: ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl``.
         vision_only: leave out the LM's weights and the tokenizer.
-        seed: the same seed, family, size and dtype give the same bytes.
+        seed: from 0; the same seed, family, size and dtype give the same bytes.
         shard_bytes: weights beyond this many bytes go into several files with an index.
 
     Raises:
-        ConfigError: the folder holds something already, or an argument is not one of those named.
+        ConfigError: the folder holds something already or cannot be written, or an argument is not one of those named.
     """
     if family not in _VISION or size not in SIZES or dtype not in _DTYPES:
         raise ConfigError(f"No such checkpoint: family {family}, size {size}, dtype {dtype}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not an empty folder; name another.")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not 0 <= seed <= _MAX_SEED:
+        raise ConfigError(f"The seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
     config = _model_config(family, size, dtype)
     with torch.device("meta"):
         model = _model_class(family)(config)
-    _write_weights(folder, _random_tensors(model, family, vision_only, _DTYPES[dtype], seed), shard_bytes)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} exists and is not an empty folder; name another.")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_weights(folder, _random_tensors(model, family, vision_only, _DTYPES[dtype], seed), shard_bytes)
+        _write_texts(folder, config, family=family, size=size, vision_only=vision_only)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: cannot be written ({error.strerror}).") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error}).") from None
+
+
+def _write_texts(folder: Path, config: PreTrainedConfig, *, family: str, size: Size, vision_only: bool) -> None:
     _write_json(folder / "config.json", _config_json(config, family))
     _write_json(folder / "preprocessor_config.json", _preprocessor(family, size))
     if not vision_only:
@@ -239,7 +253,11 @@ def _write_weights(folder: Path, tensors: Iterator[tuple[str, torch.Tensor]], sh
     pending_bytes = total_bytes = 0
 
     def flush() -> None:
-        save_file(pending, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        path = folder / f"shard-{len(shards)}.safetensors"
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(pending, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors leaves a file that its owner alone may read, whatever the umask says
         shards.append(list(pending))
         pending.clear()
 
@@ -302,7 +320,7 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     _write_json(
         folder / "tokenizer_config.json",
         {

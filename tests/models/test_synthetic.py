@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +20,7 @@ from encoder_svc.models.base import ConfigReader
 from encoder_svc.models.registry import find_family
 from encoder_svc.models.synthetic import SPECIAL_TOKENS, _model_config, make_checkpoint
 from tests.models.towers import FAMILIES
+from tests.serving import ENVIRONMENT, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,3 +165,43 @@ def test_real_has_the_released_dimensions(family: str) -> None:
     written = _model_config(family, "real", "bfloat16").to_dict()["vision_config"]
     config = find_family(family, "here").encoder_class().read_config(ConfigReader(written, "here"))
     assert {name: getattr(config, name) for name in REAL[family]} == REAL[family]
+
+
+def test_every_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        make_checkpoint(tmp_path / "made", family="qwen2_vl", shard_bytes=200_000)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_that_torch_does_not_take_is_refused(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(ConfigError, match=rf"from 0 to 2\^63 - 1, not {seed}"):
+        make_checkpoint(tmp_path / "made", family="qwen2_vl", seed=seed)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_largest_seed_is_taken(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "made", family="qwen2_vl", vision_only=True, seed=2**63 - 1)
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/made: cannot be written \(Not a directory\)\.$"):
+        make_checkpoint(tmp_path / "file" / "made", family="qwen2_vl")
+
+
+def test_a_disk_that_is_full_is_said_in_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("make-checkpoint", "--family", "qwen2_vl", tmp_path / "made"),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(rf"encoder-svc make-checkpoint: {tmp_path}/made\S*: cannot be written \(.*\)\.\n", done.stderr)
+    assert "File too large" in done.stderr
