@@ -13,6 +13,10 @@ from encoder_svc.client.wire import (
     Assembler,
     all_good,
     call_error,
+    call_timeout,
+    checked_request_id,
+    checked_timeout,
+    closed_error,
     encode_request,
     good_or_error,
     model_info,
@@ -20,8 +24,10 @@ from encoder_svc.client.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
+
+    from google.protobuf.message import Message
 
     from encoder_svc.client.types import ImageInput, ModelInfo
     from encoder_svc.client.wire import Result
@@ -39,7 +45,8 @@ class AsyncEncoderClient:
         self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float | None = None
     ) -> None:
         self.target = target
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout(timeout_s)
+        self._closed = False
         self._channel = (
             grpc.aio.insecure_channel(target) if credentials is None else grpc.aio.secure_channel(target, credentials)
         )
@@ -49,7 +56,7 @@ class AsyncEncoderClient:
         """What the service serves."""
         request = encoder_pb2.GetModelInfoRequest()
         try:
-            response = await self._stub.GetModelInfo(request, timeout=timeout_s or self._timeout_s)
+            response = await self._call(self._stub.GetModelInfo, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
         return model_info(response)
@@ -94,7 +101,7 @@ class AsyncEncoderClient:
     ) -> AsyncIterator[EncodedImage | RequestError]:
         """Encodes images and yields each as it is ready; see :meth:`EncoderClient.stream`."""
         request = encode_request(images, request_id)
-        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        call = self._call(self._stub.EncodeImages, request, timeout_s)
         async for result in self._results(call, Assembler(len(request.images))):
             yield cast("EncodedImage | RequestError", result)
 
@@ -108,7 +115,7 @@ class AsyncEncoderClient:
     ) -> list[RetainedImage]:
         """Encodes images and leaves their embeddings with the server; see :meth:`EncoderClient.retain`."""
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        call = self._call(self._stub.EncodeImages, request, timeout_s)
         assembler = Assembler(len(request.images), retained=True)
         results = [result async for result in self._results(call, assembler)]
         return all_good(sorted(results, key=position), RetainedImage)
@@ -117,8 +124,8 @@ class AsyncEncoderClient:
         self, keys: Sequence[str], *, timeout_s: float | None = None, request_id: str = ""
     ) -> list[EncodedImage]:
         """Embeddings that were retained, in the order of their keys; see :meth:`EncoderClient.fetch`."""
-        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=request_id)
-        call = self._stub.FetchEmbeddings(request, timeout=timeout_s or self._timeout_s)
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=checked_request_id(request_id))
+        call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
         results = [result async for result in self._results(call, Assembler(len(keys)))]
         return all_good(sorted(results, key=position), EncodedImage)
 
@@ -126,10 +133,16 @@ class AsyncEncoderClient:
         """Gives up leases before they end; see :meth:`EncoderClient.release`."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
         try:
-            response = await self._stub.ReleaseEmbeddings(request, timeout=timeout_s or self._timeout_s)
+            response = await self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
-        return response.num_released
+        return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
+
+    def _call(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
+        seconds = call_timeout(timeout_s, self._timeout_s)
+        if self._closed:
+            raise closed_error()
+        return method(request, timeout=seconds)
 
     async def _results(self, call: Any, assembler: Assembler) -> AsyncIterator[Result]:
         try:
@@ -144,7 +157,8 @@ class AsyncEncoderClient:
         assembler.finish()
 
     async def close(self) -> None:
-        """Ends the connection. Calls that run are cancelled."""
+        """Ends the connection. Calls that run are cancelled; later ones are UNREACHABLE."""
+        self._closed = True
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:

@@ -12,6 +12,10 @@ from encoder_svc.client.wire import (
     Assembler,
     all_good,
     call_error,
+    call_timeout,
+    checked_request_id,
+    checked_timeout,
+    closed_error,
     encode_request,
     good_or_error,
     model_info,
@@ -19,8 +23,10 @@ from encoder_svc.client.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
+
+    from google.protobuf.message import Message
 
     from encoder_svc.client.types import ImageInput, ModelInfo
     from encoder_svc.client.wire import Result
@@ -33,14 +39,18 @@ class EncoderClient:
     Args:
         target: ``host:port``, or any name that gRPC resolves.
         credentials: for TLS (``grpc.ssl_channel_credentials(…)``); without them the connection is in the clear.
-        timeout_s: for each call that names none of its own; None waits without end.
+        timeout_s: for each call that names none of its own; None and infinity wait without end.
+
+    Raises:
+        ValueError: ``timeout_s``, here or of a call, is negative or not a number.
     """
 
     def __init__(
         self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float | None = None
     ) -> None:
         self.target = target
-        self._timeout_s = timeout_s
+        self._timeout_s = checked_timeout(timeout_s)
+        self._closed = False
         self._channel = (
             grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
         )
@@ -53,7 +63,7 @@ class EncoderClient:
             RequestError: see :meth:`stream`.
         """
         try:
-            response = self._stub.GetModelInfo(encoder_pb2.GetModelInfoRequest(), timeout=timeout_s or self._timeout_s)
+            response = self._call(self._stub.GetModelInfo, encoder_pb2.GetModelInfoRequest(), timeout_s)
         except grpc.RpcError as error:
             raise call_error(error, self.target) from None
         return model_info(response)
@@ -89,7 +99,7 @@ class EncoderClient:
         """Encodes images and returns them in the order given.
 
         Args:
-            timeout_s: for the whole call.
+            timeout_s: for the whole call; 0 gives it no time, None is the client's own, infinity waits without end.
             request_id: appears in the server's log.
             return_errors: put an image's error in its place in the list, and do not raise it.
 
@@ -108,10 +118,11 @@ class EncoderClient:
 
         Raises:
             RequestError: the call as a whole failed. Its class follows the gRPC status, its ``reason`` is stable.
-            TypeError, ValueError, OSError: something in ``images`` is not an image, before anything is sent.
+            TypeError, ValueError, OSError: an argument is wrong, or something in ``images`` is not an image; before
+                anything is sent.
         """
         request = encode_request(images, request_id)
-        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        call = self._call(self._stub.EncodeImages, request, timeout_s)
         results = self._results(call, Assembler(len(request.images)))
         return cast("Iterator[EncodedImage | RequestError]", results)
 
@@ -133,7 +144,7 @@ class EncoderClient:
                 retained. Images that were retained before the one that failed stay so until their lease ends.
         """
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._stub.EncodeImages(request, timeout=timeout_s or self._timeout_s)
+        call = self._call(self._stub.EncodeImages, request, timeout_s)
         results = self._results(call, Assembler(len(request.images), retained=True))
         return all_good(sorted(results, key=position), RetainedImage)
 
@@ -143,17 +154,27 @@ class EncoderClient:
         Raises:
             RequestError: KEY_UNKNOWN or KEY_EXPIRED (:class:`NotFoundError`), ``image_index`` being the key's position.
         """
-        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=request_id)
-        call = self._stub.FetchEmbeddings(request, timeout=timeout_s or self._timeout_s)
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=checked_request_id(request_id))
+        call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
         return all_good(sorted(self._results(call, Assembler(len(keys))), key=position), EncodedImage)
 
     def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end, one for each time a key is named; returns how many there were."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
         try:
-            return self._stub.ReleaseEmbeddings(request, timeout=timeout_s or self._timeout_s).num_released
+            response = self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
         except grpc.RpcError as error:
             raise call_error(error, self.target) from None
+        return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
+
+    def _call(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
+        seconds = call_timeout(timeout_s, self._timeout_s)
+        try:
+            return method(request, timeout=seconds)
+        except ValueError:  # gRPC's own, for a channel that was closed, perhaps just now by another thread
+            if not self._closed:
+                raise
+            raise closed_error() from None
 
     def _results(self, call: Any, assembler: Assembler) -> Iterator[Result]:
         try:
@@ -168,7 +189,8 @@ class EncoderClient:
         assembler.finish()
 
     def close(self) -> None:
-        """Ends the connection. Calls that run are cancelled."""
+        """Ends the connection. Calls that run are cancelled; later ones are UNREACHABLE."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -33,7 +33,7 @@ class PixelValues:
     """One image as a Hugging Face processor leaves it.
 
     Attributes:
-        values: [t * h * w, patch_dim], float32, float16 or bfloat16 (ml_dtypes).
+        values: [t * h * w, patch_dim], float32, float16 or bfloat16 (ml_dtypes), of any byte order.
         grid_thw: (t, h, w) in patches.
     """
 
@@ -65,7 +65,8 @@ class EncodedImage:
             a row is the embedding and then each level: width is out_hidden_size * (1 + num_deepstack).
         grid_thw: (t, h, w) in patches.
         num_deepstack: levels in each row; 0 without deepstack.
-        content_key: same key, same embeddings.
+        content_key: same key: same image, model and settings; embeddings equal up to rounding of the batch they rode
+            in, and byte for byte while cached.
         timings: where the server's time went.
     """
 

@@ -44,7 +44,48 @@ _DTYPE_NUMBERS = {
 _DTYPE_NAMES = {number: name for name, number in _DTYPE_NUMBERS.items()}
 _PNG_MODES = {"1", "L", "LA", "P", "RGBA", "I;16"}
 
+_LONGEST_TIMEOUT_S = 1e9  # some way beyond gRPC's clock runs over, and calls end at once
+_NO_TIME_S = -1.0  # gRPC rounds a deadline up, so that with 0 a fast answer would still come
+
 T = TypeVar("T")
+
+
+def checked_timeout(timeout_s: float | None) -> float | None:
+    """
+    Raises:
+        ValueError: it is negative or not a number.
+    """
+    if timeout_s is not None and not timeout_s >= 0:
+        raise ValueError(f"timeout_s must be 0 or more seconds, or None, not {timeout_s}.")
+    return timeout_s
+
+
+def call_timeout(own_s: float | None, clients_s: float | None) -> float | None:
+    """What gRPC is told: the call's own timeout, else the client's. None and infinity wait without end.
+
+    Raises:
+        ValueError: the call's own is negative or not a number.
+    """
+    timeout_s = clients_s if own_s is None else checked_timeout(own_s)
+    if timeout_s is None or timeout_s > _LONGEST_TIMEOUT_S:
+        return None
+    return timeout_s or _NO_TIME_S
+
+
+def checked_request_id(request_id: str) -> str:
+    """
+    Raises:
+        ValueError: it holds a lone surrogate.
+    """
+    try:
+        request_id.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"request_id {request_id!r} holds a lone surrogate, which UTF-8 cannot carry.") from None
+    return request_id
+
+
+def closed_error() -> RequestError:
+    return request_error(Reason.UNREACHABLE, "This client is closed.")
 
 
 def encode_request(
@@ -55,14 +96,14 @@ def encode_request(
         retain_s: have the embeddings retained for so long, 0 for the server's default; None has them streamed.
 
     Raises:
-        TypeError, ValueError: something in ``images`` is not an image.
+        TypeError, ValueError: something in ``images`` is not an image, or ``request_id`` holds a lone surrogate.
         OSError: a path cannot be read.
     """
     if isinstance(images, (str, bytes, os.PathLike)):
         raise TypeError("images must be a list of images; put a single one in a list.")
     return encoder_pb2.EncodeImagesRequest(
         images=[_image(image) for image in images],
-        request_id=request_id,
+        request_id=checked_request_id(request_id),
         delivery=encoder_pb2.DELIVERY_STREAM if retain_s is None else encoder_pb2.DELIVERY_RETAIN,
         lease_s=retain_s or 0.0,
     )
@@ -96,21 +137,35 @@ def _pil(image: PilImage) -> encoder_pb2.Image:
     from PIL import ImageOps
 
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in _PNG_MODES or "transparency" in upright.info:
-        buffer = io.BytesIO()
-        upright.save(buffer, format="PNG", compress_level=1)
-        return encoder_pb2.Image(encoded=buffer.getvalue())
-    return _raw(np.asarray(upright.convert("RGB")))
+    try:
+        if upright.mode in _PNG_MODES or "transparency" in upright.info:
+            buffer = io.BytesIO()
+            upright.save(buffer, format="PNG", compress_level=1)
+            return encoder_pb2.Image(encoded=buffer.getvalue())
+        return _raw(np.asarray(upright.convert("RGB")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"a PIL image of mode {image.mode} cannot be sent ({error}); convert it to RGB.") from error
 
 
 def _pixel_values(image: PixelValues) -> encoder_pb2.Image:
-    dtype = _DTYPE_NUMBERS.get(image.values.dtype.name)
+    values = image.values
+    if not isinstance(values, np.ndarray):
+        raise TypeError(f"pixel values must be a numpy array, not {type(values).__name__}.")
+    dtype = _DTYPE_NUMBERS.get(values.dtype.name)
     if dtype is None:
-        raise ValueError(f"pixel values must be float32, float16 or bfloat16, not {image.values.dtype}.")
+        raise ValueError(f"pixel values must be float32, float16 or bfloat16, not {values.dtype}.")
+    if len(image.grid_thw) != 3:
+        raise ValueError(f"grid_thw must be (t, h, w), not {image.grid_thw}.")
     t, h, w = image.grid_thw
+    if values.ndim != 2 or values.shape[0] != t * h * w:
+        raise ValueError(
+            f"pixel values must be [t * h * w, patch_dim], with {t * h * w} rows here, not {list(values.shape)}."
+        )
     return encoder_pb2.Image(
         pixel_values=encoder_pb2.PixelValues(
-            grid_thw=encoder_pb2.GridThw(t=t, h=h, w=w), dtype=dtype, data=image.values.tobytes()
+            grid_thw=encoder_pb2.GridThw(t=t, h=h, w=w),
+            dtype=dtype,
+            data=values.astype(DTYPES[values.dtype.name], copy=False).tobytes(),
         )
     )
 
@@ -280,7 +335,8 @@ def call_error(error: grpc.RpcError, target: str) -> RequestError:
         return request_error(info.reason, details, code=code, retry_after_s=retry_after_s)
     match code:
         case "UNAVAILABLE":
-            return request_error(Reason.UNREACHABLE, f"No encoder service answers at {target}.")
+            broke = f"No encoder service answers at {target}, or the connection to it broke"
+            return request_error(Reason.UNREACHABLE, f"{broke}: {details.rstrip('.')}." if details else f"{broke}.")
         case "DEADLINE_EXCEEDED":
             return request_error(Reason.DEADLINE_EXCEEDED, "The call took longer than its timeout.")
         case "CANCELLED":

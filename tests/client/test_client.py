@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from encoder_svc.client import AsyncEncoderClient, EncodedImage, EncoderClient, RequestError, UnavailableError
+from encoder_svc.client import (
+    AsyncEncoderClient,
+    DeadlineError,
+    EncodedImage,
+    EncoderClient,
+    PixelValues,
+    RequestError,
+    UnavailableError,
+)
 from encoder_svc.client.wire import encode_request
 
 if TYPE_CHECKING:
@@ -142,6 +151,117 @@ def test_nobody_there_is_unavailable() -> None:
 def test_what_is_no_image_is_refused_before_anything_is_sent(images, error: type[Exception]) -> None:
     with pytest.raises(error):
         encode_request(images, "")
+
+
+def pixel_values(dtype: Any = np.float32, shape: tuple[int, ...] = (4, 1176)) -> np.ndarray:
+    return np.random.default_rng(7).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("values", "grid", "error", "why"),
+    [
+        ([[1.0]], (1, 1, 1), TypeError, "must be a numpy array, not list"),
+        (torch.zeros(4, 1176), (1, 2, 2), TypeError, "must be a numpy array, not Tensor"),
+        (pixel_values(np.float64), (1, 2, 2), ValueError, "must be float32, float16 or bfloat16, not float64"),
+        (pixel_values(), (1, 2, 4), ValueError, r"with 8 rows here, not \[4, 1176\]"),
+        (pixel_values(shape=(4, 6, 196)), (1, 2, 2), ValueError, r"with 4 rows here, not \[4, 6, 196\]"),
+        (pixel_values(), (2, 2), ValueError, r"grid_thw must be \(t, h, w\), not \(2, 2\)"),
+    ],
+)
+def test_pixel_values_of_the_wrong_kind_are_refused_with_a_sentence(
+    values: Any, grid: Any, error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        encode_request([PixelValues(values, grid)], "")
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">f2", "<f2"])
+def test_pixel_values_of_either_byte_order_are_sent_little_endian(dtype: str) -> None:
+    values = pixel_values(dtype)
+    sent = encode_request([PixelValues(values, (1, 2, 2))], "").images[0].pixel_values
+    np.testing.assert_array_equal(np.frombuffer(sent.data, "<" + dtype[1:]), values.ravel())
+
+
+def test_a_pil_image_that_cannot_be_converted_is_refused_by_its_mode() -> None:
+    with pytest.raises(ValueError, match=r"a PIL image of mode La cannot be sent .*; convert it to RGB\."):
+        encode_request([Image.new("La", (8, 8))], "")
+
+
+def test_a_request_id_that_utf8_cannot_carry_is_refused(target: str) -> None:
+    with EncoderClient(target) as client:
+        for call in (
+            lambda: client.encode([b"x"], request_id="a\ud800"),
+            lambda: client.fetch([], request_id="\udfff"),
+        ):
+            with pytest.raises(ValueError, match="holds a lone surrogate"):
+                call()
+
+
+# Timeouts
+
+
+def test_a_timeout_of_zero_leaves_no_time(target: str) -> None:
+    with EncoderClient(target, timeout_s=30) as client:
+        client.info()
+        with pytest.raises(DeadlineError):
+            client.info(timeout_s=0)
+
+
+async def test_a_timeout_of_zero_leaves_the_async_client_no_time(target: str) -> None:
+    async with AsyncEncoderClient(target, timeout_s=30) as client:
+        await client.info()
+        with pytest.raises(DeadlineError):
+            await client.info(timeout_s=0)
+
+
+@pytest.mark.parametrize("timeout_s", [1e9, 1e10, 1e300, math.inf])
+def test_a_timeout_without_end_is_none(target: str, timeout_s: float) -> None:
+    with EncoderClient(target, timeout_s=0) as client:
+        assert client.info(timeout_s=timeout_s).family == "qwen3_vl"
+
+
+@pytest.mark.parametrize("timeout_s", [-1.0, math.nan, -math.inf])
+@pytest.mark.parametrize("kind", [EncoderClient, AsyncEncoderClient])
+async def test_a_timeout_that_is_no_duration_is_refused(
+    kind: type[EncoderClient | AsyncEncoderClient], timeout_s: float
+) -> None:
+    with pytest.raises(ValueError, match="timeout_s must be 0 or more seconds"):
+        kind("127.0.0.1:1", timeout_s=timeout_s)
+    client = kind("127.0.0.1:1")
+    with pytest.raises(ValueError, match="timeout_s must be 0 or more seconds"):
+        await client.info(timeout_s=timeout_s)  # type: ignore[misc]
+
+
+# A connection that is not there
+
+
+def test_what_grpc_says_of_a_broken_connection_is_passed_on() -> None:
+    with EncoderClient("127.0.0.1:1") as client, pytest.raises(UnavailableError) as caught:
+        client.info(timeout_s=5)
+    begin = "No encoder service answers at 127.0.0.1:1, or the connection to it broke: "
+    assert caught.value.message.startswith(begin)
+    assert "Connection refused" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.info(),
+        lambda client: client.encode([b"x"]),
+        lambda client: client.retain([b"x"]),
+        lambda client: client.fetch(["key"]),
+        lambda client: client.release(["key"]),
+    ],
+    ids=["info", "encode", "retain", "fetch", "release"],
+)
+async def test_a_closed_client_says_so(call: Callable[[Any], Any]) -> None:
+    blocking, coroutines = EncoderClient("127.0.0.1:1"), AsyncEncoderClient("127.0.0.1:1")
+    blocking.close()
+    await coroutines.close()
+    with pytest.raises(UnavailableError, match=r"This client is closed\. \[UNREACHABLE\]"):
+        call(blocking)
+    with pytest.raises(UnavailableError, match=r"This client is closed\. \[UNREACHABLE\]"):
+        await call(coroutines)
 
 
 @pytest.mark.parametrize("module", ["encoder_svc.client", "encoder_svc.cli", "encoder_svc"])
