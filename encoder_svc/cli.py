@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -19,10 +20,28 @@ if TYPE_CHECKING:
 
 _EXIT_FAILED = 1
 _EXIT_REFUSED = 2
+_EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 1 failed, 2 refused before anything was done."""
+    """Runs the command line and returns its exit code.
+
+    0 done, 1 failed (also where nobody reads what is printed), 2 refused before anything was done, 130 interrupted.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_FAILED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -34,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").startswith("encoder_svc"):
             raise
         print(
-            f"encoder-svc {parsed.command}: needs the package {error.name}; install encoder-svc[server].",
+            f"encoder-svc {parsed.command}: needs the package {error.name}: pip install 'encoder-svc[server]' — or, "
+            "from a clone, pip install -e '.[server]'.",
             file=sys.stderr,
         )
         return _EXIT_REFUSED
@@ -87,11 +107,31 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="server (default: %(default)s)"
+        "--target", type=_target, default="127.0.0.1:50051", metavar="HOST:PORT", help="server (default: %(default)s)"
     )
     parser.add_argument(
-        "--timeout-s", type=float, default=60.0, metavar="SECONDS", help="for the whole call (default: %(default)s)"
+        "--timeout-s",
+        type=_timeout_s,
+        default=60.0,
+        metavar="SECONDS",
+        help="for the whole call; inf waits without end (default: %(default)s)",
     )
+
+
+def _target(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give HOST:PORT, such as 127.0.0.1:50051.")
+    return text
+
+
+def _timeout_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, not {text!r}.")
+    return seconds
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import signal
+import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load
 
 from encoder_svc.client import EncoderClient
 from tests.serving import ENVIRONMENT, command
@@ -66,6 +72,109 @@ def test_encode_without_a_server_says_so(photos: list[Path], tmp_path: Path) -> 
     assert done.returncode == 1
     assert "No encoder service answers at 127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "why"), [("no/such/o", "not a file in a folder that exists"), (".", "is a folder; name a file")]
+)
+def test_encode_to_where_no_file_can_be_is_refused_before_anything_is_sent(
+    photos: list[Path], tmp_path: Path, out: str, why: str
+) -> None:
+    done = run("encode", photos[0], "--target", "127.0.0.1:1", "--out", tmp_path / out)
+    assert (done.returncode, done.stderr) == (2, f"encoder-svc encode: --out {tmp_path / out}: {why}.\n")
+
+
+def test_encode_writes_through_a_link_with_the_permissions_of_the_umask(server, photos, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    arguments = command("encode", photos[0], "--target", server("qwen2_vl").target, "--out", tmp_path / "link")
+    subprocess.run(arguments, check=True, capture_output=True, env=ENVIRONMENT, umask=0o027)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    with safe_open(tmp_path / "file", framework="np") as file:
+        assert "image.0.embeddings" in file.keys()  # noqa: SIM118
+
+
+def test_encode_writes_into_a_pipe(server, photos, tmp_path: Path) -> None:
+    arguments = command("encode", photos[0], "--target", server("qwen2_vl").target, "--out", "/dev/stdout")
+    done = subprocess.run(arguments, check=True, capture_output=True, env=ENVIRONMENT)
+    assert set(load(done.stdout)) == {"image.0.embeddings", "image.0.grid_thw"}
+
+
+def test_encode_onto_a_full_disk_says_so_in_one_line(server, photos, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        command("encode", photos[0], "--target", server("qwen2_vl").target, "--out", out),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"encoder-svc encode: --out {out}: cannot be written (File too large).\n"
+
+
+def test_encode_of_nothing_but_failures_writes_no_file_and_says_so(server, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no photograph")
+    out = tmp_path / "out"
+    done = run("encode", tmp_path / "broken.jpg", "--target", server("qwen2_vl").target, "--out", out)
+    assert done.returncode == 1
+    assert f"No photograph was encoded; {out} was not written." in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("subcommand", [["encode", "photo.jpg", "--out", "o"], ["info"], ["bench", "serve"]])
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (["--target", ""], "argument --target: is empty; give HOST:PORT"),
+        (["--timeout-s", "-1"], "argument --timeout-s: must be a number of seconds, 0 or more, not '-1'"),
+        (["--timeout-s", "nan"], "argument --timeout-s: must be a number of seconds, 0 or more, not 'nan'"),
+        (["--timeout-s", "soon"], "argument --timeout-s: must be a number of seconds, 0 or more, not 'soon'"),
+    ],
+)
+def test_a_target_or_timeout_that_is_none_is_refused(subcommand: list[str], wrong: list[str], why: str) -> None:
+    done = run(*subcommand, *wrong)
+    assert done.returncode == 2
+    assert why in done.stderr
+
+
+def test_an_interrupted_command_exits_with_130_and_says_nothing(photos: list[Path], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        target = f"127.0.0.1:{deaf.getsockname()[1]}"
+        arguments = command("encode", photos[0], "--target", target, "--out", tmp_path / "o")
+        with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+            connection, _ = deaf.accept()
+            process.send_signal(signal.SIGINT)
+            stderr = process.communicate(timeout=30)[1]
+            connection.close()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_a_reader_that_went_away_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command("backends", "--platform", "cpu"),
+        check=False,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    without_torch = "import sys; sys.modules['torch'] = None; from encoder_svc.cli import main; sys.exit(main())"
+    arguments = [sys.executable, "-c", without_torch, "make-checkpoint", "--family", "qwen2_vl", str(tmp_path / "made")]
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert (
+        "needs the package torch: pip install 'encoder-svc[server]' — or, from a clone, pip install -e" in done.stderr
+    )
 
 
 def test_info_prints_lines_or_json(server: Callable[..., ServerProcess]) -> None:

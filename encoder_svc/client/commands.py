@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tqdm import tqdm
 
 from encoder_svc.client.sync import EncoderClient
@@ -26,9 +26,11 @@ def encode_to_file(photos: Sequence[Path], target: str, out: Path, *, timeout_s:
         0 if every photograph was encoded, else 1.
 
     Raises:
-        ConfigError: a photograph cannot be read or the file cannot be written.
+        ConfigError: a photograph cannot be read, or the file cannot be written; as far as it shows, before anything is
+            sent.
         RequestError: the call as a whole failed.
     """
+    _refuse_where_no_file_can_be(out)
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     num_failed = 0
     try:
@@ -42,10 +44,27 @@ def encode_to_file(photos: Sequence[Path], target: str, out: Path, *, timeout_s:
                     continue
                 tensors[f"image.{result.index}.embeddings"] = result.embeddings
                 tensors[f"image.{result.index}.grid_thw"] = np.array(result.grid_thw, dtype=np.int64)
-        save_file(tensors, out)
     except OSError as error:
-        raise ConfigError(f"{error.filename or out}: {error.strerror or error}.") from None
+        raise ConfigError(f"{error.filename or 'a photograph'}: {error.strerror or error}.") from None
+    if not tensors:
+        tqdm.write(f"No photograph was encoded; {out} was not written.", file=sys.stderr)
+        return 1
+    try:
+        with out.open("wb") as file:  # through links and into devices, with the umask's permissions
+            file.write(save(tensors))
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}).") from None
     return 1 if num_failed else 0
+
+
+def _refuse_where_no_file_can_be(out: Path) -> None:
+    try:
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: is a folder; name a file.")
+        if not out.parent.is_dir():
+            raise ConfigError(f"--out {out}: not a file in a folder that exists.")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}).") from None
 
 
 def describe_server(target: str, *, as_json: bool, timeout_s: float) -> str:
