@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_client_example_runs_as_written(tiny_checkpoint: Callable[[str], Path]) -> None:
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
-    with ServerProcess("--model", tiny_checkpoint("qwen2_5_vl"), "--port", "50051"):
-        done = subprocess.run(
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def run_beside_a_server(example: str, checkpoint: Path) -> subprocess.CompletedProcess[str]:
+    with ServerProcess("--model", checkpoint, "--port", "50051"):
+        return subprocess.run(
             [sys.executable, "-c", example],
             check=False,
             cwd=ROOT / "tests/photos",
@@ -27,9 +29,22 @@ def test_the_client_example_runs_as_written(tiny_checkpoint: Callable[[str], Pat
             capture_output=True,
             text=True,
         )
+
+
+def test_the_client_example_runs_as_written(tiny_checkpoint: Callable[[str], Path]) -> None:
+    done = run_beside_a_server(EXAMPLES[0], tiny_checkpoint("qwen2_5_vl"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("(176, 64) (1, 22, 32) ")
     assert done.stdout.splitlines()[-1] == "1 IMAGE_FORMAT"
+
+
+def test_the_transformers_example_runs_with_a_tiny_checkpoint(tiny_checkpoint: Callable[[str], Path]) -> None:
+    checkpoint = tiny_checkpoint("qwen2_5_vl")
+    name = '"Qwen/Qwen2.5-VL-7B-Instruct"'
+    assert name in EXAMPLES[1]
+    done = run_beside_a_server(EXAMPLES[1].replace(name, repr(str(checkpoint))), checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_every_file_that_the_documents_link_to_is_there() -> None:
