@@ -251,7 +251,9 @@ class ItemHeader(google.protobuf.message.Message):
     dtype: Global___DType.ValueType
     byte_length: builtins.int
     content_key: builtins.str
-    """SHA-256 over the image, the model and every setting that shapes the result (64 hex digits)."""
+    """SHA-256 over the image, the model and every setting that shapes the result (64 hex digits). Same key: same image,
+    model and settings; embeddings equal up to rounding of the batch they rode in, and byte for byte while cached.
+    """
     num_deepstack: builtins.int
     """Deepstack levels in each row: out_hidden_size is width / (1 + num_deepstack)."""
     @property
