@@ -8,6 +8,7 @@ Colour profiles are not applied, as transformers does not apply them.
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,17 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_SIGNATURES = (b"\xff\xd8\xff", _PNG_SIGNATURE)
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+_SIGNATURES = (_JPEG_SIGNATURE, _PNG_SIGNATURE)
 # Pillow walks chunks in Python: a file of millions of empty ones would hold a thread, and the GIL, for seconds. An
 # honest encoder writes chunks of 8 KiB or more, 4,096 in the largest file that is taken by default.
 _MAX_PNG_CHUNKS = 2**16
+# The same for a JPEG's segments before its pixels. An honest file has tens; profiles and maps in pieces, a few hundred.
+_MAX_JPEG_SEGMENTS = 2**12
+_MAX_JPEG_FILL_BYTES = 2**12
+_JPEG_FILL = re.compile(rb"\xff*")
+_JPEG_START_OF_SCAN = 0xDA
+_JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,6 +66,8 @@ class OpenedImage:
         """
         limits.check_image_bytes(len(data))
         png_exif = _walk_png(data) if data.startswith(_PNG_SIGNATURE) else b""
+        if data.startswith(_JPEG_SIGNATURE):
+            _walk_jpeg(data)
         self._image = _open(data)
         width, height = self._image.size
         limits.check_image_size(height, width)
@@ -149,6 +159,30 @@ def _walk_png(data: bytes) -> bytes:
         if kind == b"eXIf":
             exif = exif or b"Exif\x00\x00" + data[offset + 8 : offset + 8 + length]
         offset += 12 + length
+    raise _corrupt()
+
+
+def _walk_jpeg(data: bytes) -> None:
+    """
+    Raises:
+        RequestError: IMAGE_CORRUPT, more segments or filling before the pixels than any honest file has.
+    """
+    offset, fill_bytes = 2, 0
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        filled = _JPEG_FILL.match(data, offset, offset + _MAX_JPEG_FILL_BYTES)
+        assert filled is not None  # it matches nothing as well
+        fill_bytes += filled.end() - offset
+        offset = filled.end()
+        if fill_bytes > _MAX_JPEG_FILL_BYTES:
+            break
+        if offset + 3 > len(data) or data[offset] == _JPEG_START_OF_SCAN:
+            return
+        if filled.end() == filled.start():
+            offset += 1  # not a marker: Pillow, too, looks on byte by byte
+        elif data[offset] in _JPEG_WITHOUT_LENGTH:
+            offset += 1
+        else:
+            offset += 1 + int.from_bytes(data[offset + 1 : offset + 3], "big")
     raise _corrupt()
 
 

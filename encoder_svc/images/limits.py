@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from encoder_svc.errors import Reason, request_error
 
+_MAX_REQUEST_ID = 256
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
@@ -29,6 +31,12 @@ class Limits:
             raise request_error(
                 Reason.REQUEST_TOO_MANY_IMAGES,
                 f"The request holds {num_images} images; at most {self.max_images} are taken. Split it.",
+            )
+
+    def check_request_id(self, request_id: str) -> None:
+        if len(request_id) > _MAX_REQUEST_ID:
+            raise request_error(
+                Reason.REQUEST_ID_TOO_LONG, f"request_id has {len(request_id)} characters; at most {_MAX_REQUEST_ID}."
             )
 
     def check_request_bytes(self, num_bytes: int) -> None:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from encoder_svc.server.pipeline import Embeddings
 
 
+class CallerLeftError(Exception):
+    """The caller is gone; there is nobody to tell."""
+
+
 class Answer:
     """Writes one call's answer. Whatever it says of images is also counted in ``summary``.
 
@@ -99,6 +103,8 @@ class Answer:
             raise request_error(
                 Reason.STREAM_STALLED, f"No message of the answer was read for {self._send_timeout_s:g} s."
             ) from None
+        except Exception as error:  # gRPC's own, of several kinds: the call can no longer be written to
+            raise CallerLeftError from error
 
     def _header(self, index: int, key: str, embeddings: Embeddings) -> encoder_pb2.ItemHeader:
         config, grid = self._tower.encoder.config, embeddings.grid

@@ -96,7 +96,7 @@ class Pipeline:
     """Everything behind the servicer once the model is loaded. Belongs to the event loop.
 
     Args:
-        header_thread: reads headers and hashes; of its own, so that refusing is quick while images are being decoded.
+        header_threads: read headers and hash; of their own, so that refusing is quick while images are being decoded.
         image_threads: decode and resize.
         decodes_per_request: how many images of one request may occupy ``image_threads`` at a time.
     """
@@ -112,7 +112,7 @@ class Pipeline:
         store: EmbeddingStore[Embeddings],
         flights: SingleFlight[Encoded],
         promises: Promises,
-        header_thread: ThreadPoolExecutor,
+        header_threads: ThreadPoolExecutor,
         image_threads: ThreadPoolExecutor,
         decodes_per_request: int,
     ) -> None:
@@ -124,17 +124,21 @@ class Pipeline:
         self.promises = promises
         self._keys = keys
         self._flights = flights
-        self._header_thread = header_thread
+        self._header_threads = header_threads
         self._image_threads = image_threads
         self._decodes_per_request = decodes_per_request
 
     async def admit(self, sources: Sequence[ImageSource | RequestError]) -> list[AdmittedImage]:
         """Checks each image against the limits and looks for its embeddings. Reads headers, decodes nothing."""
 
-        def plan_all() -> list[AdmittedImage]:
-            return [self._plan(index, source) for index, source in enumerate(sources)]
-
-        planned = await asyncio.get_running_loop().run_in_executor(self._header_thread, plan_all)
+        loop = asyncio.get_running_loop()
+        # A job an image: a request of many leaves room between them, and one that is cancelled ends with the next.
+        planned = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._header_threads, self._plan, index, source)
+                for index, source in enumerate(sources)
+            )
+        )
         return [
             AdmittedImage(image.index, image.plan, image.key, self.store.peek(image.key)) if image.key else image
             for image in planned
@@ -212,5 +216,5 @@ class Pipeline:
     async def aclose(self) -> None:
         """Ends the device's and the image threads. Nothing may be encoded afterwards."""
         await self.engine.aclose()
-        self._header_thread.shutdown(wait=False, cancel_futures=True)
+        self._header_threads.shutdown(wait=False, cancel_futures=True)
         self._image_threads.shutdown(wait=False, cancel_futures=True)

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
-from encoder_svc.server.answer import Answer
+from encoder_svc.server.answer import Answer, CallerLeftError
 from encoder_svc.server.info import DTYPE_NAMES, model_info
 from encoder_svc.server.status import abort
 from encoder_svc.server.window import PatchWindow
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from encoder_svc.engine.admission import Grant
-    from encoder_svc.server.pipeline import AdmittedImage, Pipeline, RequestShare
+    from encoder_svc.server.pipeline import AdmittedImage, Encoded, Pipeline, RequestShare
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -60,10 +60,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         self._pipeline = None
         self._refusal = refusal
 
-    async def drain(self, seconds: float) -> int:
-        """Waits for the requests that run, and ends those that are left after ``seconds``; returns how many."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
+    async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
+        """Waits for the requests that run, and ends those that are left after ``seconds``, or once ``hurry`` is set;
+        returns how many."""
+        hurrying = asyncio.create_task(hurry.wait())
+        ended_by_s = time.monotonic() + seconds
+        while self._running and not hurrying.done() and (left_s := ended_by_s - time.monotonic()) > 0:
+            await asyncio.wait([*self._running, hurrying], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
         left = list(self._running)
         self._cut_short = True
         for task in left:
@@ -119,6 +123,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             if not self._cut_short:
                 raise
             await abort(context, self._refusal)
+        except CallerLeftError:
+            logger.info("request %.64r: the caller left while it was being answered", request_id)
+            return
         except Exception:
             logger.exception("request %.64r failed", request_id)
             await abort(context, request_error(Reason.INTERNAL, "The server failed on this request."))
@@ -137,6 +144,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context
     ) -> encoder_pb2.Summary:
         """The whole life of one request. Cancelling it takes its images out of every queue."""
+        pipeline.processor.limits.check_request_id(request.request_id)
         started_s = time.monotonic()
         time_remaining_s = context.time_remaining()
         deadline_s = math.inf if time_remaining_s is None else started_s + time_remaining_s
@@ -168,6 +176,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
     async def _fetch(
         self, pipeline: Pipeline, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
     ) -> encoder_pb2.Summary:
+        pipeline.processor.limits.check_request_id(request.request_id)
         pipeline.processor.limits.check_num_images(len(request.keys))
         answer = self._answer(context, pipeline, len(request.keys), request.request_id)
         for index, key in enumerate(request.keys):
@@ -222,13 +231,12 @@ class _OneRequest:
     async def run(self, image: AdmittedImage) -> None:
         """One image, from admission to the last byte. Raises only what ends the whole request."""
         completed = False
-        promised = self.pipeline.promises.promise(image.key) if self.lease_s else nullcontext()
         try:
             async with self.window.room(image.num_patches):
-                with promised:
-                    encoded = await self.pipeline.encode(image, self.share, self.deadline_s)
-                    if self.lease_s:
-                        self.pipeline.store.lease(image.key, encoded.embeddings, self.lease_s)
+                encoded = await self._encode(image)
+                if isinstance(encoded, RequestError):
+                    await self.answer.failure(image.index, encoded)
+                    return
                 await self.answer.image(
                     image.index,
                     image.key,
@@ -238,15 +246,23 @@ class _OneRequest:
                     with_data=not self.lease_s,
                 )
                 completed = True
-        except RequestError as error:
-            if error.reason == Reason.STREAM_STALLED:
-                raise
-            await self.answer.failure(image.index, error)
-        except Exception:
-            logger.exception("an image failed")
-            await self.answer.failure(image.index, request_error(Reason.INTERNAL, "The server failed on this image."))
         finally:
             self.grant.image_done(image.num_patches, completed=completed)
+
+    async def _encode(self, image: AdmittedImage) -> Encoded | RequestError:
+        """The image's embeddings, leased if they are to be retained; or what went wrong with it."""
+        try:
+            if self.lease_s is None:
+                return await self.pipeline.encode(image, self.share, self.deadline_s)
+            with self.pipeline.promises.promise(image.key):
+                encoded = await self.pipeline.encode(image, self.share, self.deadline_s)
+                self.pipeline.store.lease(image.key, encoded.embeddings, self.lease_s)
+                return encoded
+        except RequestError as error:
+            return error
+        except Exception:
+            logger.exception("an image failed")
+            return request_error(Reason.INTERNAL, "The server failed on this image.")
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, NoReturn
 
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -14,7 +16,6 @@ from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN
 if TYPE_CHECKING:
     from typing import Any
 
-    import grpc
     from google.protobuf.message import Message
 
     from encoder_svc.errors import RequestError
@@ -35,7 +36,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError
             code=CODE_NUMBERS[error.code], message=error.message, details=[_pack(detail) for detail in details]
         )
     )
-    await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+    try:
+        await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # the caller left before the status could be sent
+        raise asyncio.CancelledError from None
     raise AssertionError("abort() does not return")
 
 

@@ -438,3 +438,16 @@ def test_a_png_of_countless_empty_chunks_is_refused_quickly(png_file, open_image
         open_image(data)
     assert caught.value.reason == "IMAGE_CORRUPT"
     assert time.perf_counter() - started_s < 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff" * (20 << 20), b"\xff\xe0\0\2" * (5 << 20), b"\xff\x01" * (10 << 20), bytes(20 << 20)],
+    ids=["filling", "empty segments", "markers alone", "no markers"],
+)
+def test_a_jpeg_of_countless_markers_is_refused_quickly(body: bytes, open_image) -> None:
+    started_s = time.perf_counter()
+    with pytest.raises(RequestError) as caught:
+        open_image(b"\xff\xd8\xff" + body)
+    assert caught.value.reason == "IMAGE_CORRUPT"
+    assert time.perf_counter() - started_s < 1

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from encoder_svc.client import DeadlineError, EncoderClient, UnavailableError
+from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, RequestError, UnavailableError
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
 if TYPE_CHECKING:
@@ -209,3 +211,123 @@ def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
+
+
+def test_an_open_health_watch_does_not_delay_the_end(tiny_checkpoint: Callable[[str], Path]) -> None:
+    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu") as watched:
+        with grpc.insecure_channel(watched.target) as channel:
+            updates = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(updates).status == SERVING
+            started_s = time.monotonic()
+            watched.process.send_signal(signal.SIGTERM)
+            assert next(updates).status == NOT_SERVING
+            assert watched.process.wait(30) == 0
+        assert time.monotonic() - started_s < 5
+
+
+def encode_in_background(client: EncoderClient, image: np.ndarray) -> tuple[threading.Thread, list]:
+    outcome: list = []
+
+    def encode() -> None:
+        try:
+            outcome.extend(client.encode([image]))
+        except RequestError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    time.sleep(0.5)
+    return thread, outcome
+
+
+@pytest.mark.parametrize("ending", ["drain_s passes", "a second signal comes"])
+def test_requests_that_do_not_finish_in_time_are_ended_and_the_exit_code_says_so(tiny_checkpoint, ending: str) -> None:
+    drain_s = "0.5" if ending == "drain_s passes" else "60"
+    options = ("--device", "cpu", "--drain-s", drain_s, *BIG)
+    with (
+        ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *options) as ended,
+        EncoderClient(ended.target) as client,
+    ):
+        thread, outcome = encode_in_background(client, noise(2400))
+        ended.process.send_signal(signal.SIGTERM)
+        ended.wait_for_log("draining")
+        if ending == "a second signal comes":
+            ended.process.send_signal(signal.SIGTERM)
+        assert ended.process.wait(60) == 4
+        thread.join()
+        assert isinstance(outcome[0], UnavailableError)
+        assert outcome[0].reason == "DRAINING"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_start_up_ends_it_quietly_and_leaves_nothing(tmp_path: Path, signal_number: int) -> None:
+    with subprocess.Popen(
+        command("serve", "--port", "0"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {"TMPDIR": str(tmp_path)}
+    ) as starting:
+        assert starting.stderr is not None
+        assert "configuration" in starting.stderr.readline()
+        starting.send_signal(signal_number)
+        _, log = starting.communicate(timeout=60)
+    assert starting.returncode == 0
+    assert "Traceback" not in log
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stream_that_is_not_read_is_ended_and_others_are_served(tiny_checkpoint, photos: list[Path]) -> None:
+    options = ("--device", "cpu", "--send-timeout-s", "1", "--max-pixels", "4000000")
+    with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), *options) as patient:
+        with grpc.insecure_channel(patient.target) as channel:
+            raw = encoder_pb2.RawImage(height=1600, width=1600, data=noise(1600).tobytes())
+            request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 8)
+            unread = encoder_pb2_grpc.EncoderStub(channel).EncodeImages(request)
+            patient.wait_for_log("STREAM_STALLED")
+            with EncoderClient(patient.target) as client:
+                assert client.encode(photos[:1])[0].embeddings.any()
+            unread.cancel()
+        assert "Traceback" not in patient.log
+
+
+def test_a_caller_that_is_killed_while_it_is_answered_is_no_error(tiny_checkpoint) -> None:
+    with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), "--device", "cpu", "--max-pixels", "4000000") as serving:
+        code = (
+            "import sys, time, numpy as np\n"
+            "from encoder_svc.client import EncoderClient\n"
+            "pixels = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)\n"
+            "arriving = EncoderClient(sys.argv[1]).stream([pixels] * 8)\n"
+            "next(arriving); print('first', flush=True); time.sleep(60)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code, serving.target], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        ) as caller:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == "first\n"
+            time.sleep(1)
+            caller.kill()
+        assert health(serving.target) == SERVING
+        time.sleep(1)
+        assert "ERROR" not in serving.log
+        assert "Traceback" not in serving.log
+        assert serving.stop() == 0
+
+
+def test_a_request_id_that_is_too_long_is_refused(server: Callable[..., ServerProcess], photos: list[Path]) -> None:
+    with EncoderClient(server("qwen2_vl").target) as client, pytest.raises(InvalidInputError) as caught:
+        client.encode(photos[:1], request_id="x" * 257)
+    assert caught.value.reason == "REQUEST_ID_TOO_LONG"
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("203.0.113.7", "not an address of this machine"),
+        ("no.such.host.invalid", "the host is not known"),
+        ("unix:/tmp/socket", "name a host or an address"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_refused_with_the_reason(tiny_checkpoint, host: str, why: str) -> None:
+    assert why in refused("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--port", "0", "--host", host)[1]
+
+
+def test_an_ipv6_address_is_listened_on(tiny_checkpoint) -> None:
+    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--host", "::1") as serving:
+        assert health(serving.target.replace("127.0.0.1", "[::1]")) == SERVING

@@ -1,0 +1,39 @@
+"""Where a server listens, and why it cannot."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from encoder_svc.errors import ConfigError
+
+
+def listen_address(host: str, port: int) -> str:
+    """``host:port`` as gRPC reads it; an IPv6 address in brackets.
+
+    Raises:
+        ConfigError: not a host.
+    """
+    if "/" in host or host.startswith("unix:"):
+        raise ConfigError(f"--host {host}: name a host or an address, such as 127.0.0.1, 0.0.0.0 or ::1.")
+    bare = host.removeprefix("[").removesuffix("]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def why_not(host: str, port: int) -> str:
+    """What keeps a server from listening there, found by trying with a plain socket."""
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trying:
+            trying.bind(address)
+    except socket.gaierror:
+        return "the host is not known"
+    except OSError as error:
+        known = {
+            errno.EADDRINUSE: "the port is taken",
+            errno.EADDRNOTAVAIL: "that is not an address of this machine",
+            errno.EACCES: "this user may not listen on that port",
+        }
+        return known.get(error.errno or 0, error.strerror or "unknown")
+    return "the port is taken"

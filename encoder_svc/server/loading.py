@@ -1,0 +1,149 @@
+"""From a config to a pipeline: first everything that can be refused without reading a weight, then the weights."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from encoder_svc.cache.keys import ContentKeys
+from encoder_svc.cache.promises import Promises
+from encoder_svc.cache.single_flight import SingleFlight
+from encoder_svc.cache.store import EmbeddingStore
+from encoder_svc.config import platform_switches
+from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.engine.engine import Engine, Work
+from encoder_svc.engine.runner import DeviceRunner
+from encoder_svc.engine.scheduler import Scheduler
+from encoder_svc.images.limits import Limits
+from encoder_svc.images.processor import ImageProcessor
+from encoder_svc.images.types import EncodedImageBytes
+from encoder_svc.models.checkpoint import Checkpoint
+from encoder_svc.models.tower import VisionTower, load_tower, make_attention
+from encoder_svc.platforms import platform_for_device, resolve_device
+from encoder_svc.server.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from encoder_svc.config import Config
+
+logger = logging.getLogger(__name__)
+
+
+class Loader:
+    """What is decided before a weight is read, and :meth:`load`, which reads them."""
+
+    def __init__(self, config: Config, model: str) -> None:
+        """
+        Raises:
+            StartupError: the checkpoint, the device or the attention backend cannot be served.
+        """
+        self._config = config
+        self.limits = Limits(
+            max_image_bytes=config.max_image_bytes,
+            max_request_bytes=config.max_request_bytes,
+            max_image_side=config.max_image_side,
+            max_image_pixels=config.max_image_pixels,
+            max_images=config.max_images,
+            max_request_patches=config.max_request_patches,
+        )
+        self._device = resolve_device(config.device)
+        self._platform = platform_for_device(self._device, platform_switches(config))
+        self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
+        self._checkpoint = Checkpoint(model, revision=config.revision)
+        self._attention = make_attention(
+            self._checkpoint,
+            platform=self._platform,
+            dtype=self._dtype,
+            override=config.mm_encoder_attn_backend,
+            flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
+            device=self._device,
+        )
+        self._settings = self._checkpoint.processor_settings(
+            resize="pillow" if config.resize == "pillow" else "torch",
+            min_pixels=config.min_pixels,
+            max_pixels=config.max_pixels,
+        )
+        selection = self._attention.selection
+        logger.info(
+            "attention: %s (%s %s), source=%s: %s",
+            selection.backend,
+            selection.implementation,
+            selection.implementation_version,
+            selection.source,
+            selection.reason,
+        )
+
+    async def load(self) -> Pipeline:
+        """Reads the weights and encodes one photograph. What it returns is ready.
+
+        Raises:
+            CheckpointError: a tensor is missing, surplus or of the wrong shape.
+        """
+        started_s = time.perf_counter()
+        # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="load")
+        tower = await asyncio.get_running_loop().run_in_executor(thread, self._load_tower)
+        thread.shutdown()
+        loaded_s = time.perf_counter()
+        pipeline = self._pipeline(tower)
+        photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
+        plan = pipeline.processor.plan(EncodedImageBytes(photograph))
+        await pipeline.engine.encode(await asyncio.to_thread(plan.process))
+        logger.info(
+            "loaded %s (%s, %s on %s) in %.2f s, first image in %.2f s",
+            tower.model,
+            tower.family,
+            tower.dtype,
+            self._platform.device_name(),
+            loaded_s - started_s,
+            time.perf_counter() - loaded_s,
+        )
+        return pipeline
+
+    def _load_tower(self) -> VisionTower:
+        return load_tower(
+            self._checkpoint,
+            self._settings,
+            self._attention,
+            platform=self._platform,
+            device=self._device,
+            dtype=self._dtype,
+            progress=_progress_bar,
+        )
+
+    def _pipeline(self, tower: VisionTower) -> Pipeline:
+        config = self._config
+        scheduler: Scheduler[Work] = Scheduler(
+            max_batch_patches=config.max_batch_patches, max_batch_images=config.max_batch_images
+        )
+        budgets = Budgets(
+            max_queued_patches=config.max_queued_patches,
+            max_inflight_images=config.max_inflight_images,
+            max_inflight_bytes=config.max_inflight_bytes,
+        )
+        return Pipeline(
+            tower=tower,
+            processor=ImageProcessor(self._settings, self.limits),
+            keys=ContentKeys(tower.config_hash, self._settings.hash()),
+            engine=Engine(DeviceRunner(tower), scheduler, watchdog_s=config.watchdog_s or math.inf),
+            admission=Admission(budgets, time.monotonic),
+            store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
+            flights=SingleFlight(),
+            promises=Promises(),
+            header_threads=ThreadPoolExecutor(2, thread_name_prefix="header"),
+            image_threads=ThreadPoolExecutor(config.decode_threads, thread_name_prefix="image"),
+            decodes_per_request=config.decode_threads,
+        )
+
+
+def _progress_bar(names: Iterable[str], total: int) -> Iterable[str]:
+    from tqdm import tqdm
+
+    # disable=None: no bar where stderr is not a terminal.
+    return tqdm(names, total=total, desc="loading vision tensors", unit="tensor", disable=None)
