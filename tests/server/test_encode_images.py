@@ -193,7 +193,6 @@ def test_a_gpu_agrees_with_the_cpu(server, photos: list[Path], family: str, dtyp
     def encode(*options: str) -> np.ndarray:
         with EncoderClient(server(family, *options).target) as client:
             images = client.encode(photos)
-        assert all(image.timings.forward_s > 0 for image in images)
         return np.concatenate([image.embeddings.astype(np.float32) for image in images])
 
     on_cpu, on_gpu = encode(), encode("--device", "cuda", "--dtype", dtype)
