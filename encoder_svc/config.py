@@ -122,6 +122,9 @@ class Config:
     revision: str | None = _option(None, _text, "REV", "branch, tag or commit of a hub id")
     host: str = _option("127.0.0.1", _text, "HOST", "address to listen on; 0.0.0.0 for every one")
     port: int = _option(50_051, _port, "PORT", "port to listen on; 0 picks a free one and prints it")
+    metrics_port: int | None = _option(
+        None, _port, "PORT", "port for Prometheus metrics, on the same host; without it there are none"
+    )
     device: str = _option("auto", _text, "DEVICE", "auto, cpu, cuda or cuda:N; auto is cuda where there is one")
     dtype: str = _option(
         "auto",

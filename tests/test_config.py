@@ -96,6 +96,7 @@ def test_the_options_are_these() -> None:
         "revision",
         "host",
         "port",
+        "metrics_port",
         "device",
         "dtype",
         "mm_encoder_attn_backend",

@@ -155,12 +155,19 @@ class LimitsInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionInfo:
-    """Which attention backend the server chose, who decided (``override`` or ``platform``), and why."""
+    """Which attention backend the server chose, who decided (``override``, ``platform`` or ``promoted``), and why.
+
+    Attributes:
+        implementation_version: of the package that carries the backend out.
+        rejected: the backends passed over for an automatic choice, each with the reason.
+    """
 
     backend: str
     implementation: str
     source: str
     reason: str
+    implementation_version: str
+    rejected: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -319,7 +319,14 @@ def model_info(response: encoder_pb2.GetModelInfoResponse) -> ModelInfo:
             **processor | {"image_mean": tuple(processor["image_mean"]), "image_std": tuple(processor["image_std"])}
         ),
         "limits": _same_fields(LimitsInfo, response.limits),
-        "attention": _same_fields(AttentionInfo, response.attention),
+        "attention": AttentionInfo(
+            backend=response.attention.backend,
+            implementation=response.attention.implementation,
+            source=response.attention.source,
+            reason=response.attention.reason,
+            implementation_version=response.attention.implementation_version,
+            rejected=tuple((passed.backend, passed.reason) for passed in response.attention.rejected),
+        ),
         "transports": tuple(response.transports),
     }
     return ModelInfo(**values)

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.observability.metrics import Metrics, metrics_server
 from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.loading import Loader
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from encoder_svc.config import Config, LoadedConfig
+    from encoder_svc.models.tower import VisionTower
     from encoder_svc.server.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -115,11 +117,12 @@ class Server:
             await server.stop(None)
             self.has_stuck_thread = True
             return EXIT_OK
-        self._servicer.open(pipeline)
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
-        await self._until_stopped_or_broken(pipeline)
-        return await self._drain(server, pipeline)
+        with metrics_server(_metrics_of(pipeline.tower), self._config.host, self._config.metrics_port):
+            self._servicer.open(pipeline)
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
+            await self._until_stopped_or_broken(pipeline)
+            return await self._drain(server, pipeline)
 
     def _on_signal(self) -> None:
         """The first signal ends serving, the second the drain."""
@@ -180,6 +183,19 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):
             await self._health.set(service, status)
+
+
+def _metrics_of(tower: VisionTower) -> Metrics:
+    metrics = Metrics()
+    metrics.set_build_info(
+        model=tower.model,
+        revision=tower.revision,
+        platform=tower.platform.name,
+        attn_backend=tower.selection.backend,
+        attn_implementation=tower.selection.implementation,
+        attn_source=tower.selection.source,
+    )
+    return metrics
 
 
 @contextmanager

@@ -58,6 +58,11 @@ def model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoRe
             implementation=selection.implementation,
             source=selection.source,
             reason=selection.reason,
+            implementation_version=selection.implementation_version,
+            rejected=[
+                encoder_pb2.RejectedBackend(backend=rejection.backend, reason=rejection.why)
+                for rejection in selection.rejected
+            ],
         ),
         transports=["stream", "retain"],
         platform=tower.platform.name,

@@ -641,11 +641,19 @@ class AttentionSelection(google.protobuf.message.Message):
     IMPLEMENTATION_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    IMPLEMENTATION_VERSION_FIELD_NUMBER: builtins.int
+    REJECTED_FIELD_NUMBER: builtins.int
     backend: builtins.str
     implementation: builtins.str
     source: builtins.str
     """override, platform or promoted."""
     reason: builtins.str
+    implementation_version: builtins.str
+    """Of the package that carries the backend out."""
+    @property
+    def rejected(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RejectedBackend]:
+        """Backends that were passed over for an automatic choice."""
+
     def __init__(
         self,
         *,
@@ -653,7 +661,27 @@ class AttentionSelection(google.protobuf.message.Message):
         implementation: builtins.str = ...,
         source: builtins.str = ...,
         reason: builtins.str = ...,
+        implementation_version: builtins.str = ...,
+        rejected: collections.abc.Iterable[Global___RejectedBackend] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["backend", b"backend", "implementation", b"implementation", "reason", b"reason", "source", b"source"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "implementation", b"implementation", "implementation_version", b"implementation_version", "reason", b"reason", "rejected", b"rejected", "source", b"source"]) -> None: ...
 
 Global___AttentionSelection: typing_extensions.TypeAlias = AttentionSelection
+
+@typing.final
+class RejectedBackend(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    backend: builtins.str
+    reason: builtins.str
+    def __init__(
+        self,
+        *,
+        backend: builtins.str = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["backend", b"backend", "reason", b"reason"]) -> None: ...
+
+Global___RejectedBackend: typing_extensions.TypeAlias = RejectedBackend
