@@ -106,6 +106,10 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         """See protos/encoder/v1/encoder.proto."""
         if self._pipeline is None:
             await abort(context, self._refusal)
+        try:
+            self._pipeline.processor.limits.check_num_images(len(request.keys))
+        except RequestError as error:
+            await abort(context, error)
         released = sum(self._pipeline.store.release(key) for key in request.keys)
         return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
 

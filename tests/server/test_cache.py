@@ -142,6 +142,13 @@ def test_a_released_key_is_gone_and_can_be_released_once(server) -> None:
         assert client.release([retained.key]) == 0
 
 
+@pytest.mark.parametrize("num_keys", [0, 65])
+@pytest.mark.parametrize("call", ["fetch", "release"])
+def test_no_keys_and_too_many_keys_are_refused(server, call: str, num_keys: int) -> None:
+    with EncoderClient(server("qwen2_vl").target) as client, pytest.raises(InvalidInputError):
+        getattr(client, call)(["0" * 64] * num_keys)
+
+
 def test_more_than_may_be_retained_is_refused(server) -> None:
     with EncoderClient(server("qwen2_vl", "--max-leased-bytes", "20000").target) as client:
         client.retain([noise(196, 6)], lease_s=30)
