@@ -29,7 +29,10 @@ INFO = ModelInfo(
         max_image_bytes=1, max_request_bytes=1, max_image_side=1, max_image_pixels=1, max_aspect_ratio=1, max_images=1,
         max_request_patches=1, max_chunk_bytes=1,
     ),
-    attention=AttentionInfo(backend="TORCH_SDPA", implementation="torch", source="platform", reason="", implementation_version="", rejected=()),
+    attention=AttentionInfo(
+        backend="TORCH_SDPA", implementation="torch", source="platform", reason="", implementation_version="",
+        rejected=(),
+    ),
     transports=("stream",), platform="cpu", device_name="x", config_hash="c", server_version="0",
 )  # fmt: skip
 
