@@ -160,7 +160,9 @@ class Config:
         None, _AREA, "N", "largest area an image is resized to, in place of the checkpoint's"
     )
     decode_threads: int = _option(4, _COUNT, "N", "threads that decode and resize images")
-    max_batch_patches: int = _option(65_536, _COUNT, "N", "patches in one batch; a larger image runs alone")
+    max_batch_patches: int | None = _option(
+        None, _COUNT, "N", "patches in one batch, a larger image runs alone; without it 65,536 on a GPU, 4,096 on a CPU"
+    )
     max_batch_images: int = _option(64, _COUNT, "N", "images in one batch")
     max_queued_patches: int = _option(
         1_048_576,

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A GPU needs large batches to be full. A CPU is full with one image, and a long batch only makes others wait
+# (docs/engine.md, "Measured").
+_MAX_BATCH_PATCHES = 65_536
+_MAX_BATCH_PATCHES_ON_CPU = 4_096
+
 
 class Loader:
     """What is decided before a weight is read, and :meth:`load`, which reads them."""
@@ -120,7 +125,9 @@ class Loader:
     def _pipeline(self, tower: VisionTower) -> Pipeline:
         config = self._config
         scheduler: Scheduler[Work] = Scheduler(
-            max_batch_patches=config.max_batch_patches, max_batch_images=config.max_batch_images
+            max_batch_patches=config.max_batch_patches
+            or (_MAX_BATCH_PATCHES_ON_CPU if tower.device.type == "cpu" else _MAX_BATCH_PATCHES),
+            max_batch_images=config.max_batch_images,
         )
         budgets = Budgets(
             max_queued_patches=config.max_queued_patches,

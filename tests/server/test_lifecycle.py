@@ -248,7 +248,7 @@ def test_requests_that_do_not_finish_in_time_are_ended_and_the_exit_code_says_so
         ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *options) as ended,
         EncoderClient(ended.target) as client,
     ):
-        thread, outcome = encode_in_background(client, noise(2400))
+        thread, outcome = encode_in_background(client, noise(1700))
         ended.process.send_signal(signal.SIGTERM)
         ended.wait_for_log("draining")
         if ending == "a second signal comes":
