@@ -50,6 +50,7 @@ def measure(model: Path, dtype: str, photos: list[bytes], log: Path) -> None:
     from demo import wait_for_port
 
     command = [sys.executable, "-m", "encoder_svc", "serve", "--port", "0", "--dtype", dtype, "--model", str(model)]
+    command += ["--device", "cpu", "--cache-bytes", "0"]  # the cache grows by design, up to its bound
     with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
         try:
             target = f"127.0.0.1:{wait_for_port(server, log)}"
