@@ -7,6 +7,7 @@ replaced, and nothing is served.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,6 +18,7 @@ from encoder_svc.errors import AttentionBackendError, AttentionKernelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from encoder_svc.attention.layer import MMEncoderAttention
 
@@ -86,7 +88,7 @@ def relative_error(
     dtype = getattr(torch, attention.dtype)
     q_NHD, k_NKD, v_NKD = (torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)
     sequences = sequences.to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), _current(torch.device(device)):
         out = attention(q_NHD, k_NKD, v_NKD, *sequences)
         if out.shape != q_NHD.shape or out.dtype != dtype:
             raise AttentionKernelError(
@@ -102,3 +104,8 @@ def relative_error(
             causal=backend.causal,
         ).forward(q_NHD.float(), k_NKD.float(), v_NKD.float(), *sequences)
         return float((out.float() - reference).norm() / reference.norm())
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, wherever its tensors are. For batches the runner's streams set it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -8,19 +8,16 @@ import grpc
 import grpc.aio
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
+from encoder_svc.client.request import encode_request
 from encoder_svc.client.types import EncodedImage, RetainedImage
 from encoder_svc.client.wire import (
-    Assembler,
-    all_good,
     call_error,
     call_timeout,
     checked_request_id,
     checked_timeout,
     closed_error,
-    encode_request,
-    good_or_error,
     model_info,
-    position,
 )
 
 if TYPE_CHECKING:
@@ -29,8 +26,8 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from encoder_svc.client.assembler import Result
     from encoder_svc.client.types import ImageInput, ModelInfo
-    from encoder_svc.client.wire import Result
     from encoder_svc.errors import RequestError
 
 

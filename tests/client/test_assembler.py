@@ -7,8 +7,8 @@ import zlib
 import pytest
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2 as pb
+from encoder_svc.client.assembler import Assembler
 from encoder_svc.client.types import EncodedImage
-from encoder_svc.client.wire import Assembler
 from encoder_svc.errors import RequestError
 
 DATA = bytes(range(24))

@@ -22,7 +22,7 @@ from encoder_svc.client import (
     RequestError,
     UnavailableError,
 )
-from encoder_svc.client.wire import encode_request
+from encoder_svc.client.request import encode_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,160 @@
+"""The messages of an answer, put together again."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+
+from encoder_svc.client.types import DTYPES, EncodedImage, RetainedImage, StageTimings
+from encoder_svc.client.wire import CODE_NAMES, DTYPE_NAMES, same_fields
+from encoder_svc.errors import Reason, RequestError, request_error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from encoder_svc._generated.encoder.v1 import encoder_pb2
+
+Result = EncodedImage | RetainedImage | RequestError
+
+
+class Assembler:
+    """Puts the messages of one answer together again.
+
+    Args:
+        retained: the answer has no chunks; its images become :class:`RetainedImage`.
+    """
+
+    def __init__(self, num_images: int, *, retained: bool = False) -> None:
+        self._retained = retained
+        self._waiting = set(range(num_images))
+        self._open: dict[int, tuple[encoder_pb2.ItemHeader, bytearray, int]] = {}
+        self.summary: encoder_pb2.Summary | None = None
+
+    def feed(self, response: encoder_pb2.EncodeImagesResponse) -> Result | None:
+        """Takes one message; returns an image once it is complete, or its error.
+
+        Raises:
+            RequestError: PROTOCOL_ERROR or CHECKSUM_MISMATCH; the answer cannot be trusted.
+        """
+        match response.WhichOneof("event"):
+            case "header":
+                self._begin(response.header)
+            case "chunk":
+                self._append(response.chunk)
+            case "done":
+                return self._retain(response.done) if self._retained else self._complete(response.done)
+            case "error":
+                self._settle(response.error.index)
+                return request_error(
+                    response.error.reason,
+                    response.error.message,
+                    code=CODE_NAMES.get(response.error.code, "UNKNOWN"),
+                    image_index=response.error.index,
+                )
+            case "summary":
+                self.summary = response.summary
+        return None
+
+    def finish(self) -> None:
+        """
+        Raises:
+            RequestError: PROTOCOL_ERROR, if the answer ended before every image was settled.
+        """
+        if self._waiting or self.summary is None:
+            raise _protocol_error(f"the answer ended with {len(self._waiting)} images unsettled")
+
+    def _begin(self, header: encoder_pb2.ItemHeader) -> None:
+        dtype = DTYPES.get(DTYPE_NAMES.get(header.dtype, ""))
+        if dtype is None or header.byte_length != header.rows * header.width * dtype.itemsize:
+            raise _protocol_error(f"image {header.index}: the header's sizes contradict each other")
+        if header.index not in self._waiting or header.index in self._open:
+            raise _protocol_error(f"image {header.index}: an unexpected header")
+        self._open[header.index] = (header, bytearray(0 if self._retained else header.byte_length), 0)
+
+    def _append(self, chunk: encoder_pb2.ItemChunk) -> None:
+        header, buffer, filled = self._opened(chunk.index)
+        data = chunk.data
+        if chunk.offset != filled or filled + len(data) > len(buffer):
+            raise _protocol_error(f"image {chunk.index}: a chunk that does not follow the one before")
+        buffer[filled : filled + len(data)] = data
+        self._open[chunk.index] = (header, buffer, filled + len(data))
+
+    def _complete(self, done: encoder_pb2.ItemDone) -> EncodedImage:
+        header, buffer, filled = self._opened(done.index)
+        if filled != len(buffer):
+            raise _protocol_error(f"image {done.index}: {filled} of {len(buffer)} bytes arrived")
+        if zlib.crc32(buffer) != done.crc32:
+            raise request_error(
+                Reason.CHECKSUM_MISMATCH, "The embeddings were damaged on the way.", image_index=done.index
+            )
+        self._settle(done.index)
+        embeddings = np.frombuffer(buffer, DTYPES[DTYPE_NAMES[header.dtype]]).reshape(header.rows, header.width)
+        return EncodedImage(
+            index=done.index,
+            embeddings=embeddings,
+            grid_thw=(header.grid_thw.t, header.grid_thw.h, header.grid_thw.w),
+            num_deepstack=header.num_deepstack,
+            content_key=header.content_key,
+            timings=same_fields(StageTimings, done.timings),
+        )
+
+    def _retain(self, done: encoder_pb2.ItemDone) -> RetainedImage:
+        header, _, _ = self._opened(done.index)
+        self._settle(done.index)
+        return RetainedImage(
+            index=done.index,
+            key=header.content_key,
+            grid_thw=(header.grid_thw.t, header.grid_thw.h, header.grid_thw.w),
+            rows=header.rows,
+            width=header.width,
+            dtype=DTYPE_NAMES[header.dtype],
+            num_deepstack=header.num_deepstack,
+            timings=same_fields(StageTimings, done.timings),
+        )
+
+    def _opened(self, index: int) -> tuple[encoder_pb2.ItemHeader, bytearray, int]:
+        if index not in self._open:
+            raise _protocol_error(f"image {index}: bytes before their header")
+        return self._open[index]
+
+    def _settle(self, index: int) -> None:
+        if index not in self._waiting:
+            raise _protocol_error(f"image {index} was settled twice, or never sent")
+        self._waiting.remove(index)
+        self._open.pop(index, None)
+
+
+def position(result: Result) -> int:
+    """Where in the request a result belongs."""
+    index = result.image_index if isinstance(result, RequestError) else result.index
+    return -1 if index is None else index
+
+
+R = TypeVar("R", EncodedImage, RetainedImage)
+
+
+def all_good(results: Sequence[Result], kind: type[R]) -> list[R]:
+    """The results if all are of ``kind``.
+
+    Raises:
+        RequestError: the first that is not.
+    """
+    images: list[R] = []
+    for result in results:
+        if isinstance(result, RequestError):
+            raise result
+        assert isinstance(result, kind)
+        images.append(result)
+    return images
+
+
+def good_or_error(results: Sequence[Result], kind: type[R]) -> list[R | RequestError]:
+    """The results, each of ``kind`` or an error."""
+    assert all(isinstance(result, (kind, RequestError)) for result in results)
+    return cast("list[R | RequestError]", results)
+
+
+def _protocol_error(what: str) -> RequestError:
+    return request_error(Reason.PROTOCOL_ERROR, f"The server broke the protocol: {what}.")
