@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import psutil
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENCODER_")}
@@ -26,17 +27,23 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 class ServerProcess:
-    """``encoder-svc serve`` on a free port of this machine. Use it in a ``with``: ready inside, gone after."""
+    """``encoder-svc serve`` on a free port of this machine. Use it in a ``with``: ready inside, gone after.
 
-    def __init__(self, *arguments: str | Path, wait: bool = True) -> None:
+    Args:
+        wait: for it to be ready.
+        environment: variables in addition to this process's.
+    """
+
+    def __init__(self, *arguments: str | Path, wait: bool = True, environment: Mapping[str, str] | None = None) -> None:
         self._arguments = arguments
         self._wait = wait
+        self._environment = ENVIRONMENT | dict(environment or {})
         self._log = Path(tempfile.mkstemp(prefix="encoder-svc-", suffix=".log")[1])
 
     def __enter__(self) -> Self:
         with self._log.open("w") as output:
             self.process = subprocess.Popen(
-                command("serve", "--port", "0", *self._arguments), stderr=output, env=ENVIRONMENT
+                command("serve", "--port", "0", *self._arguments), stderr=output, env=self._environment
             )
         if self._wait:
             self.target = f"127.0.0.1:{self._port()}"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from encoder_svc.engine.builder import build_batch
 from encoder_svc.models.tower import TORCH_DTYPES
 
 if TYPE_CHECKING:
@@ -70,13 +69,15 @@ class DeviceRunner:
 
     def __init__(self, tower: VisionTower) -> None:
         self._tower = tower
+        self._build_batch = tower.workflow.load_input_builder()
+        self._split_by_image = tower.workflow.load_output_processor()
         self._dtype = TORCH_DTYPES[tower.dtype]
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
         self.depth = 1 if self._lanes is None else 2
 
     def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
         """See :class:`Runner`."""
-        batch = build_batch(images, self._tower.encoder)
+        batch = self._build_batch(images, self._tower.encoder)
         with torch.inference_mode():
             return self._run_on_host(batch) if self._lanes is None else self._submit_to_gpu(batch, self._lanes)
 
@@ -129,9 +130,7 @@ class DeviceRunner:
     def _split(
         self, batch: Batch, rows: torch.Tensor, finite: torch.Tensor, h2d_s: float, forward_s: float, d2h_s: float
     ) -> BatchResult:
-        counts = [grid.num_rows(self._tower.settings.merge_size) for grid in batch.grids]
-        parts = zip(rows.split(counts), finite.split(counts), strict=True)
-        embeddings = [_bytes_of(part) if bool(part_finite.all()) else None for part, part_finite in parts]
+        embeddings = self._split_by_image(rows, finite, batch.grids, self._tower.settings.merge_size)
         return BatchResult(embeddings, h2d_s, forward_s, d2h_s)
 
 
@@ -169,8 +168,3 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in page-locked host memory, on its way when this returns."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
-
-
-def _bytes_of(rows: torch.Tensor) -> memoryview:
-    """A copy of the tensor's bytes, so that no image keeps its whole batch's memory."""
-    return memoryview(rows.contiguous().view(torch.uint8).numpy().tobytes())

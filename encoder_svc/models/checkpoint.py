@@ -19,7 +19,7 @@ from torch import nn
 from encoder_svc.errors import CheckpointError
 from encoder_svc.images.processor import ProcessorSettings
 from encoder_svc.models.base import ConfigReader
-from encoder_svc.models.registry import Family, find_family
+from encoder_svc.models.registry import find_workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,7 +46,7 @@ class Checkpoint:
     Attributes:
         name: the hub id, or the folder's name.
         commit: the hub's commit; None for a folder.
-        family: which encoder it needs.
+        workflow: the modules that its family needs.
         config: the vision tower's dimensions.
     """
 
@@ -65,11 +65,11 @@ class Checkpoint:
         config = self._files.read_json("config.json")
         if config is None:
             raise CheckpointError(f"{model}: has no config.json.")
-        self.family: Family = find_family(config.get("model_type"), f"{model}/config.json")
+        self.workflow = find_workflow(config.get("model_type"), f"{model}/config.json")
         vision_config = config.get("vision_config")
         if not isinstance(vision_config, dict):
             raise CheckpointError(f"{model}: config.json has no vision_config; this checkpoint has no vision tower.")
-        self.config: VisionConfig = self.family.encoder_class().read_config(
+        self.config: VisionConfig = self.workflow.load_encoder().read_config(
             ConfigReader(vision_config, f"{model}/config.json: vision_config")
         )
 
@@ -188,12 +188,12 @@ class Checkpoint:
     def _find_tower(self) -> dict[str, _StoredTensor]:
         """The tower's tensors by their name within it."""
         index = self._files.tensor_index()
-        for prefix in self.family.tower_prefixes:
+        for prefix in self.workflow.tower_prefixes:
             shards = {name: shard for name, shard in index.items() if name.startswith(prefix)}
             if shards:
                 paths = {shard: self._files.weights(shard) for shard in sorted(set(shards.values()))}
                 return {name.removeprefix(prefix): _StoredTensor(paths[shard], name) for name, shard in shards.items()}
-        prefixes = " or ".join(f"{p}*" for p in self.family.tower_prefixes)
+        prefixes = " or ".join(f"{p}*" for p in self.workflow.tower_prefixes)
         raise CheckpointError(f"{self.name}: holds no vision tower (no tensor named {prefixes}).")
 
     def _refuse_difference(self, what: str, names: Iterable[str]) -> None:

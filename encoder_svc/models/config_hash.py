@@ -26,6 +26,7 @@ class ConfigFactors:
         quantisation: of the weights; ``"none"`` where there is none.
         graph_buckets: patches of each captured graph; empty where none is captured.
         torch: its version.
+        workflow: the modules of the family.
         platform, device_name: where it runs.
     """
 
@@ -39,6 +40,7 @@ class ConfigFactors:
     device_name: str
     quantisation: str = "none"
     graph_buckets: tuple[int, ...] = ()
+    workflow: Mapping[str, Any] = field(default_factory=dict)
     model_config: Mapping[str, Any] = field(default_factory=dict)
 
     def hash(self) -> str:

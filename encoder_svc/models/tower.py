@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from encoder_svc.images.processor import ProcessorSettings
     from encoder_svc.models.base import VisionEncoder
     from encoder_svc.models.checkpoint import Checkpoint, Progress
+    from encoder_svc.models.workflow import Workflow
     from encoder_svc.platforms import Platform, Selection
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,7 +34,7 @@ class VisionTower:
 
     encoder: VisionEncoder
     model: str
-    family: str
+    workflow: Workflow
     revision: str
     device: torch.device
     dtype: str
@@ -59,7 +60,7 @@ def load_tower(
         CheckpointError: a tensor is missing, surplus or of the wrong shape.
     """
     with torch.device("meta"):
-        encoder = checkpoint.family.encoder_class()(checkpoint.config, attention)
+        encoder = checkpoint.workflow.load_encoder()(checkpoint.config, attention)
     revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
     selection = attention.selection
     factors = ConfigFactors(
@@ -71,12 +72,13 @@ def load_tower(
         torch=torch.__version__,
         platform=platform.name,
         device_name=platform.device_name(),
+        workflow=asdict(checkpoint.workflow),
         model_config=asdict(checkpoint.config),
     )
     return VisionTower(
         encoder=encoder.eval(),
         model=checkpoint.name,
-        family=checkpoint.family.name,
+        workflow=checkpoint.workflow,
         revision=revision,
         device=torch.device(device),
         dtype=dtype,

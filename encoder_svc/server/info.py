@@ -26,7 +26,7 @@ def model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoRe
     return encoder_pb2.GetModelInfoResponse(
         model=tower.model,
         revision=tower.revision,
-        family=tower.family,
+        family=tower.workflow.model_type,
         dtype=DTYPES[tower.dtype],
         out_hidden_size=config.out_hidden_size,
         num_deepstack=config.num_deepstack,

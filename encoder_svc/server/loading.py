@@ -20,7 +20,6 @@ from encoder_svc.engine.engine import Engine, Work
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.images.limits import Limits
-from encoder_svc.images.processor import ImageProcessor
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
@@ -103,7 +102,7 @@ class Loader:
         logger.info(
             "loaded %s (%s, %s on %s) in %.2f s, first image in %.2f s",
             tower.model,
-            tower.family,
+            tower.workflow.model_type,
             tower.dtype,
             self._platform.device_name(),
             loaded_s - started_s,
@@ -136,7 +135,7 @@ class Loader:
         )
         return Pipeline(
             tower=tower,
-            processor=ImageProcessor(self._settings, self.limits),
+            processor=tower.workflow.load_input_processor()(self._settings, self.limits),
             keys=ContentKeys(tower.config_hash, self._settings.hash()),
             engine=Engine(DeviceRunner(tower), scheduler, watchdog_s=config.watchdog_s or math.inf),
             admission=Admission(budgets, time.monotonic),

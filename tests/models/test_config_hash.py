@@ -33,6 +33,7 @@ OTHERS = {
     "device_name": "NVIDIA H200",
     "quantisation": "fp8",
     "graph_buckets": (1024,),
+    "workflow": {"output_processor": "theirs:split"},
     "model_config": {"depth": 32, "causal": True},
 }
 

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from encoder_svc.attention import MMEncoderAttention
 from encoder_svc.images.types import GridThw
 from encoder_svc.models.base import ConfigReader
-from encoder_svc.models.registry import find_family
+from encoder_svc.models.registry import find_workflow
 from encoder_svc.platforms import platform_for_device
 from tests.models.towers import (
     BACKENDS,
@@ -171,7 +171,7 @@ def test_every_dimension_is_read_from_the_config(tmp_path: Path, family: str, ch
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_equal_the_references_at_released_dimensions(family: str) -> None:
     visual = random_reference(family, **RELEASED[family])
-    encoder_class = find_family(family, "here").encoder_class()
+    encoder_class = find_workflow(family, "here").load_encoder()
     config = encoder_class.read_config(ConfigReader(visual.config.to_dict(), "here"))
     attention = MMEncoderAttention(
         config.num_heads, config.head_size, platform=platform_for_device("cpu"), dtype="float32"

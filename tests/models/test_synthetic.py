@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from encoder_svc.errors import ConfigError
 from encoder_svc.models.base import ConfigReader
-from encoder_svc.models.registry import find_family
+from encoder_svc.models.registry import find_workflow
 from encoder_svc.models.synthetic import SPECIAL_TOKENS, _model_config, make_checkpoint
 from tests.models.towers import FAMILIES
 from tests.serving import ENVIRONMENT, command
@@ -163,7 +163,7 @@ REAL = {
 @EVERY_FAMILY
 def test_real_has_the_released_dimensions(family: str) -> None:
     written = _model_config(family, "real", "bfloat16").to_dict()["vision_config"]
-    config = find_family(family, "here").encoder_class().read_config(ConfigReader(written, "here"))
+    config = find_workflow(family, "here").load_encoder().read_config(ConfigReader(written, "here"))
     assert {name: getattr(config, name) for name in REAL[family]} == REAL[family]
 
 
