@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
-
-from encoder_svc.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from prometheus_client import CollectorRegistry, Gauge
 
 _BUILD_LABELS = ("model", "revision", "platform", "attn_backend", "attn_implementation", "attn_source")
 
@@ -27,25 +19,3 @@ class Metrics:
     def set_build_info(self, **labels: str) -> None:
         """Says what is served: model, revision, platform, attn_backend, attn_implementation, attn_source."""
         self._build_info.labels(**labels).set(1)
-
-
-@contextmanager
-def metrics_server(metrics: Metrics, host: str, port: int | None) -> Iterator[None]:
-    """Serves ``/metrics`` on ``host`` while inside; nothing if ``port`` is None.
-
-    Raises:
-        ConfigError: the port is taken.
-    """
-    if port is None:
-        yield
-        return
-    try:
-        server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise ConfigError(f"--metrics-port {port}: cannot listen on {host} ({error.strerror}).") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -18,7 +18,8 @@ from grpc_reflection.v1alpha import reflection
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import ConfigError, Reason, request_error
-from encoder_svc.observability.metrics import Metrics, metrics_server
+from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.web import metrics_server
 from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.loading import Loader
@@ -117,7 +118,7 @@ class Server:
             await server.stop(None)
             self.has_stuck_thread = True
             return EXIT_OK
-        with metrics_server(_metrics_of(pipeline.tower), self._config.host, self._config.metrics_port):
+        with metrics_server(_metrics_of(pipeline.tower).registry, self._config.host, self._config.metrics_port):
             self._servicer.open(pipeline)
             await self._set_health(health_pb2.HealthCheckResponse.SERVING)
             logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)

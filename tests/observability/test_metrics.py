@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -10,20 +9,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from encoder_svc.client import EncoderClient
-from encoder_svc.errors import ConfigError
-from encoder_svc.observability.metrics import Metrics, metrics_server
 from tests.serving import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -50,17 +40,3 @@ def test_build_info_names_the_model_and_the_attention_backend(
         "attn_implementation": info.attention.implementation,
         "attn_source": source,
     }
-
-
-def test_a_metrics_port_that_is_taken_is_refused(port: int) -> None:
-    with (
-        metrics_server(Metrics(), "127.0.0.1", port),
-        pytest.raises(ConfigError, match="cannot listen"),
-        metrics_server(Metrics(), "127.0.0.1", port),
-    ):
-        pass
-
-
-def test_without_a_port_nothing_listens(port: int) -> None:
-    with metrics_server(Metrics(), "127.0.0.1", None), socket.socket() as trying:
-        assert trying.connect_ex(("127.0.0.1", port)) != 0

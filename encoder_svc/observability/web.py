@@ -1,0 +1,117 @@
+"""HTTP on the metrics port. Reads only, from few callers at a time."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import contextmanager
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import make_wsgi_app
+
+from encoder_svc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from prometheus_client import CollectorRegistry
+
+    Request = socket.socket | tuple[bytes, socket.socket]
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS: Final = 16
+_TIMEOUT_S: Final = 10.0
+
+
+@contextmanager
+def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[None]:
+    """Serves ``/metrics`` on ``host`` while inside; nothing if ``port`` is None.
+
+    Raises:
+        ConfigError: the port is taken, or the host is none of this machine's.
+    """
+    if port is None:
+        yield
+        return
+    try:
+        server = _Server(host, port, _application(registry))
+    except OSError as error:
+        raise ConfigError(f"--metrics-port {port}: cannot listen on {host} ({error.strerror}).") from None
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _application(registry: CollectorRegistry) -> WSGIApplication:
+    metrics = make_wsgi_app(registry)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        if method not in ("GET", "HEAD"):
+            return _text(start_response, "405 Method Not Allowed", ("Allow", "GET, HEAD"))
+        if environ["PATH_INFO"] != "/metrics":
+            return _text(start_response, "404 Not Found")
+        body = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+        return body if method == "GET" else [b""]
+
+    return application
+
+
+def _text(start_response: StartResponse, status: str, *headers: tuple[str, str]) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+    return [f"{status}\n".encode()]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection; those beyond ``_MAX_CONNECTIONS`` are closed at once."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, application: WSGIApplication) -> None:
+        self._room = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self.address_family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        super().__init__((str(address[0]), port), _Handler)
+        self.set_app(application)
+
+    def server_bind(self) -> None:
+        """Binds without the base class's look-up of the host's name, which can wait for a DNS server for seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def process_request(self, request: Request, client_address: object) -> None:
+        """Takes a connection if there is room."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Request, client_address: object) -> None:
+        """Serves one connection and leaves its room to the next."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Request, client_address: object) -> None:
+        """A caller that left, or was too slow, is no matter for the server's log."""
+        logger.debug("a connection to the metrics port ended early", exc_info=True)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _TIMEOUT_S
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
+        """Nothing: scrapes come every few seconds."""

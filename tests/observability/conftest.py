@@ -1,0 +1,15 @@
+"""Fixtures of the tests of what an operator sees."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def port() -> int:
+    """A port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
