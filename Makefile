@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint format serve protos clean
+.PHONY: help setup tools demo test lint format serve protos clean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -15,12 +15,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[server,dev]'
 	touch $@
 
-setup: $(INSTALLED) ## Make .venv
+setup: $(INSTALLED) tools ## Make .venv, install the programs that tests drive
+
+tools: ## Prometheus and Chromium, which some tests drive, if this is Debian or Ubuntu and we may
+	scripts/install_test_tools.sh
 
 demo: $(INSTALLED) ## Photographs through a server to a separate LM process, compared with the whole model
 	$(BIN)/python scripts/demo.py $(ARGS)
 
-test: $(INSTALLED) ## Run the tests
+test: setup ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy --strict, the import contract
