@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup tools demo test lint format serve protos clean
+.PHONY: help setup tools demo test bench lint format serve protos clean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -25,6 +25,9 @@ demo: $(INSTALLED) ## Photographs through a server to a separate LM process, com
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## Our encoders beside transformers' (ARGS="--families qwen2_5_vl --sizes 448 …")
+	$(BIN)/python benchmarks/encoder.py $(ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy --strict, the import contract
 	$(BIN)/ruff check .

@@ -123,6 +123,7 @@ def make_checkpoint(
     size: Size = "tiny",
     vision_only: bool = False,
     dtype: str = "float32",
+    depth: int | None = None,
     seed: int = 0,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
@@ -130,6 +131,7 @@ def make_checkpoint(
 
     Args:
         family: ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl``.
+        depth: vision layers, in place of the size's own; those that are special keep their places.
         vision_only: leave out the LM's weights and the tokenizer.
         seed: from 0; the same seed, family, size and dtype give the same bytes.
         shard_bytes: weights beyond this many bytes go into several files with an index.
@@ -141,7 +143,7 @@ def make_checkpoint(
         raise ConfigError(f"No such checkpoint: family {family}, size {size}, dtype {dtype}.")
     if not 0 <= seed <= _MAX_SEED:
         raise ConfigError(f"The seed must be a whole number from 0 to 2^63 - 1, not {seed}.")
-    config = _model_config(family, size, dtype)
+    config = _model_config(family, size, dtype, depth)
     with torch.device("meta"):
         model = _model_class(family)(config)
     try:
@@ -164,10 +166,15 @@ def _write_texts(folder: Path, config: PreTrainedConfig, *, family: str, size: S
         _write_tokenizer(folder)
 
 
-def _model_config(family: str, size: Size, dtype: str) -> PreTrainedConfig:
+def _model_config(family: str, size: Size, dtype: str, depth: int | None = None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     hidden = _OUT_HIDDEN_SIZE[size][family]
+    vision = _VISION[family](size, hidden)
+    if depth is not None:
+        vision["depth"] = depth
+        for layers in vision.keys() & {"fullatt_block_indexes", "deepstack_visual_indexes"}:
+            vision[layers] = [layer for layer in vision[layers] if layer < depth]
     head_dim = 16 if size == "tiny" else 128
     spatial = 3 * head_dim // 16
     text: dict[str, Any] = {
@@ -191,7 +198,7 @@ def _model_config(family: str, size: Size, dtype: str) -> PreTrainedConfig:
     return AutoConfig.for_model(
         family,
         text_config=text,
-        vision_config=_VISION[family](size, hidden),
+        vision_config=vision,
         image_token_id=_TOKEN_ID["<|image_pad|>"],
         video_token_id=_TOKEN_ID["<|video_pad|>"],
         vision_start_token_id=_TOKEN_ID["<|vision_start|>"],

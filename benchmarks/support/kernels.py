@@ -1,0 +1,44 @@
+"""Where the time goes, by class of kernel."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# First match wins; names of CUDA kernels, of Triton kernels and of CPU operators.
+CLASSES = (
+    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn"),
+    ("rotary", r"rotary"),
+    ("norm", r"norm"),
+    ("activation", r"gelu|silu|sigmoid"),
+    ("quantise", r"quanti"),
+    ("matrix products", r"gemm|mm\b|mm_|bmm|nvjet|cutlass|linear|convolution|conv3d|xmma"),
+    ("copies", r"copy|cat|index|memcpy|memset|gather|contiguous"),
+    ("elementwise", r""),
+)
+
+
+def kernel_class(name: str) -> str:
+    return next(label for label, pattern in CLASSES if re.search(pattern, name.lower()))
+
+
+def profile(run: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Milliseconds of one call by class: of kernels on a GPU, of operators' own time on a CPU."""
+    on_gpu = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    run()
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    totals_ms: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        spent_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        totals_ms[kernel_class(event.key)] += spent_us / 1e3
+    return dict(totals_ms.most_common())

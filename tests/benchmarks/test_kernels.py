@@ -1,0 +1,27 @@
+"""Which class of kernel a name belongs to."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.support.kernels import kernel_class
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "matrix products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<96, 128, 64>>", "attention"),
+        ("void at::native::vectorized_layer_norm_kernel<c10::BFloat16, float>", "norm"),
+        ("aten::native_layer_norm", "norm"),
+        ("aten::gelu", "activation"),
+        ("aten::copy_", "copies"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("aten::mul", "elementwise"),
+    ],
+)
+def test_a_kernel_is_told_by_its_name(name: str, label: str) -> None:
+    assert kernel_class(name) == label
