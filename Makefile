@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup tools demo test bench lint format serve protos clean
+.PHONY: help setup tools demo test bench lint format serve protos docs clean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -44,6 +44,9 @@ serve: $(INSTALLED) ## Start a server (ARGS="--model DIR --port 50051 …")
 
 protos: ## Generate encoder_svc/_generated from protos/
 	scripts/make_protos.sh
+
+docs: $(INSTALLED) ## Generate the list in docs/metrics.md from the code
+	$(BIN)/python -m encoder_svc.observability.describe docs/metrics.md
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .venv-protos .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.metrics import Metrics
@@ -189,6 +190,9 @@ class Server:
 def _metrics_of(tower: VisionTower) -> Metrics:
     metrics = Metrics()
     metrics.set_build_info(
+        version=__version__,
+        device=tower.platform.device_name(),
+        dtype=tower.dtype,
         model=tower.model,
         revision=tower.revision,
         platform=tower.platform.name,

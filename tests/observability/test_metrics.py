@@ -33,6 +33,9 @@ def test_build_info_names_the_model_and_the_attention_backend(
     [sample] = families["encoder_build_info"].samples
     assert sample.value == 1
     assert sample.labels == {
+        "version": info.server_version,
+        "device": info.device_name,
+        "dtype": "float32",
         "model": info.model,
         "revision": info.revision,
         "platform": "cpu",
