@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="start a server", description=_SERVE_DESCRIPTION))
     _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
     _add_info(commands.add_parser("info", help="show what a server serves"))
+    _add_health(commands.add_parser("health", help="ask a server whether it serves", description=_HEALTH_DESCRIPTION))
     _add_bench(commands.add_parser("bench", help="load a server and measure it"))
     _add_backends(
         commands.add_parser("backends", help="show which attention backend is chosen, here or on a described machine")
@@ -164,6 +165,43 @@ def _info(parsed: argparse.Namespace) -> int:
 
     print(describe_server(parsed.target, as_json=parsed.json, timeout_s=parsed.timeout_s))
     return 0
+
+
+_HEALTH_DESCRIPTION = (
+    "Asks a server by the gRPC health protocol. Exit code 0: it serves; 1: it does not, or does not answer; 2: refused."
+)
+
+
+def _add_health(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        type=_target,
+        metavar="HOST:PORT",
+        help="server (default: this machine, at the port of ENCODER_PORT or else 50051)",
+    )
+    parser.add_argument(
+        "--service", default="encoder.v1.Encoder", metavar="NAME", help="empty: the server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=_timeout_s,
+        default=5.0,
+        metavar="SECONDS",
+        help="for the whole check (default: %(default)s)",
+    )
+    parser.set_defaults(run=_health)
+
+
+def _health(parsed: argparse.Namespace) -> int:
+    from encoder_svc.health import health_status, local_target
+
+    target = parsed.target or local_target(load_config(flags={}, environment=os.environ).config)
+    status = health_status(target, parsed.service, timeout_s=parsed.timeout_s)
+    if status == "SERVING":
+        print(f"{target}: SERVING")
+        return 0
+    print(f"{target}: {status}. It is starting, draining or broken; its log tells which.", file=sys.stderr)
+    return _EXIT_FAILED
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
