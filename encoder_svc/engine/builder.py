@@ -10,14 +10,11 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from encoder_svc.images.patches import normalise
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from encoder_svc.images.processor import ProcessorSettings
     from encoder_svc.images.types import GridThw, ProcessedImage
     from encoder_svc.models.base import EncoderInputs, VisionEncoder
 
@@ -27,8 +24,8 @@ class Batch:
     """A packed batch, on the host until it is moved.
 
     Attributes:
-        segments: the images' patches in order, neighbours of one dtype joined: uint8 [n, C, P, P] or floating
-            [n, patch_dim].
+        segments: the images' patches in order, neighbours of one dtype joined: uint8 [n, channels · patch_size²] or
+            floating [n, patch_dim].
     """
 
     grids: list[GridThw]
@@ -42,27 +39,12 @@ class Batch:
         segments = [segment.pin_memory().to(device, non_blocking=True) for segment in self.segments]
         return Batch(self.grids, segments, self.inputs.to(device))
 
-    def pixel_values(self, settings: ProcessorSettings, dtype: torch.dtype) -> torch.Tensor:
-        """[N, patch_dim] of ``dtype``: uint8 patches normalised in float32, pixel values as they are."""
-        values = [
-            normalise(
-                segment,
-                mean=settings.image_mean,
-                std=settings.image_std,
-                temporal_patch_size=settings.temporal_patch_size,
-            )
-            if segment.dtype == torch.uint8
-            else segment
-            for segment in self.segments
-        ]
-        return torch.cat([value.to(dtype) for value in values])
-
 
 def build_batch(images: Sequence[ProcessedImage], encoder: VisionEncoder) -> Batch:
     """Packs images, in the order given."""
     grids = [image.grid for image in images]
     segments = [
-        _tensor(np.concatenate([image.patches for image in group]))
+        _tensor(np.concatenate([image.patches for image in group])).flatten(1)
         for _, group in groupby(images, key=lambda image: image.patches.dtype)
     ]
     return Batch(grids, segments, encoder.build_inputs(grids))

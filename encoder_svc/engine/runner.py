@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from encoder_svc.models.tower import TORCH_DTYPES
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -71,7 +69,6 @@ class DeviceRunner:
         self._tower = tower
         self._build_batch = tower.workflow.load_input_builder()
         self._split_by_image = tower.workflow.load_output_processor()
-        self._dtype = TORCH_DTYPES[tower.dtype]
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
         self.depth = 1 if self._lanes is None else 2
 
@@ -100,7 +97,7 @@ class DeviceRunner:
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [rows, width], and which of them are finite [rows]."""
-        rows = self._tower.encoder(batch.pixel_values(self._tower.settings, self._dtype), batch.inputs)
+        rows = self._tower.encoder(batch.segments, batch.inputs)
         return rows, rows.isfinite().all(dim=-1)
 
     def _run_on_host(self, batch: Batch) -> Submitted:

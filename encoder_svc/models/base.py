@@ -11,12 +11,14 @@ from torch import nn
 
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
+from encoder_svc.models.layers import Block, PatchEmbed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
+    from encoder_svc.models.ops import Ops
 
 T = TypeVar("T")
 
@@ -168,6 +170,8 @@ class VisionEncoder(nn.Module, abc.ABC):
     """A family's vision tower. Parameter names are those of the family's checkpoints, after the tower's prefix."""
 
     config: VisionConfig
+    patch_embed: PatchEmbed
+    blocks: nn.ModuleList
 
     def __init__(self, config: VisionConfig, attention: MMEncoderAttention) -> None:
         super().__init__()
@@ -183,11 +187,35 @@ class VisionEncoder(nn.Module, abc.ABC):
     def build_inputs(self, grids: Sequence[GridThw]) -> EncoderInputs:
         """Positions and boundaries of a batch of images, on the host."""
 
+    def prepare(self, ops: Ops, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Lays the loaded weights out for ``ops``. Called once; before it nothing can be encoded.
+
+        Args:
+            mean, std: by which the checkpoint's processor normalises pixels, a channel.
+        """
+        self.ops = ops
+        self.patch_embed.prepare(ops, mean, std)
+        shift: torch.Tensor | None = None
+        if ops.defers_bias:
+            shift = torch.zeros(self.config.hidden_size, device=self.patch_embed.proj.weight.device)
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            shift = block.prepare(ops, shift)
+            self.prepare_merger(index, shift)
+
     @abc.abstractmethod
-    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
-        """Pixel values [N, patch_dim] of all images, one after the other, to embeddings [rows, width].
+    def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
+        """Prepares what reads the output of block ``index``, if anything does. ``shift``: see :meth:`Block.prepare`."""
+
+    @abc.abstractmethod
+    def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
+        """Patches of all images, one after the other, to embeddings [rows, width].
 
         Rows of an image follow each other, images in the order of the grids that ``inputs`` was built from.
+
+        Args:
+            segments: stretches of one dtype: uint8 [n, channels · patch_size²], pixels of still images, or floating
+                [n, patch_dim], normalised pixel values.
         """
 
     def checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,66 +1,67 @@
-"""Layers and position arithmetic that the families share.
+"""Layers that the families share. Each holds a checkpoint's parameters under the checkpoint's names; once these are
+loaded, ``prepare`` lays them out for the device, and only then can it run.
 
-Shapes: N patches, H heads, D head_size, M spatial_merge_size.
+Shapes: N patches, C hidden_size, H heads, D head_size.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encoder_svc.attention.base import PackedSequences
-from encoder_svc.errors import CheckpointError
+from encoder_svc.models.ops import CENTRE, LinearWeights, MlpWeights, NormWeights, Ops, Rotary, check_activation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    import numpy.typing as npt
-
-    from encoder_svc.attention import MMEncoderAttention
-    from encoder_svc.images.types import GridThw
+    from encoder_svc.attention import MMEncoderAttention, PackedSequences
     from encoder_svc.models.base import VisionConfig
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""cos and sin, float32 [N, 1, D]."""
-
-
-def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "quick_gelu": _quick_gelu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "silu": F.silu,
-}
-
-
-def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """An activation by its name in Hugging Face configs."""
-    if name not in _ACTIVATIONS:
-        raise CheckpointError(f"vision_config's hidden_act '{name}' is not known; known: {', '.join(_ACTIVATIONS)}.")
-    return _ACTIVATIONS[name]
+NORM_EPS = 1e-6
 
 
 class PatchEmbed(nn.Module):
-    """Pixel values [N, patch_dim] to [N, hidden_size]: the checkpoint's Conv3d, whose stride is its kernel, as the
-    matrix product that it is."""
+    """Patches to [N, C]: the checkpoint's Conv3d, whose stride is its kernel, as the matrix product that it is.
+
+    Still images come as uint8, one frame for all T of the temporal patch, and are never normalised: with
+    ``u = (x - 128) / 128`` a normalised value is ``u · 128 / (255 std) + (128 / 255 - mean) / std``, so the factor goes
+    into the weights, the rest into the bias, and the weights of all frames are added up.
+    """
 
     def __init__(self, config: VisionConfig, *, bias: bool) -> None:
         super().__init__()
         self.proj = nn.Linear(config.patch_dim, config.hidden_size, bias=bias)
+        self._blocks = (config.in_channels, config.temporal_patch_size, config.patch_size**2)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.proj(pixel_values)
+    def prepare(self, ops: Ops, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Folds the normalisation of the checkpoint's processor into weights for uint8 patches."""
+        weight = self.proj.weight
+        mean_C, std_C = (torch.tensor(values, dtype=torch.float64, device=weight.device) for values in (mean, std))
+        frame_OCF = weight.double().unflatten(1, self._blocks).sum(2)
+        folded = (frame_OCF * (CENTRE / 255 / std_C)[:, None]).flatten(1)
+        bias = (frame_OCF.sum(2) * ((CENTRE / 255 - mean_C) / std_C)).sum(1)
+        if self.proj.bias is not None:
+            bias += self.proj.bias
+        padding = -folded.shape[1] % ops.row_multiple
+        self._folded = LinearWeights(F.pad(folded, (0, padding)).to(weight.dtype), bias.to(weight.dtype))
+        self._ops = ops
+
+    def forward(self, segments: Sequence[torch.Tensor]) -> torch.Tensor:
+        """
+        Args:
+            segments: of the batch, in order: uint8 [n, channels · patch_size²] or floating [n, patch_dim].
+        """
+        embedded = [self._embed(segment) for segment in segments]
+        return embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+
+    def _embed(self, segment: torch.Tensor) -> torch.Tensor:
+        dtype = self.proj.weight.dtype
+        if segment.dtype == torch.uint8:
+            return F.linear(self._ops.centre(segment, dtype), self._folded.weight, self._folded.bias)
+        projected: torch.Tensor = self.proj(segment.to(dtype))
         return projected
 
 
@@ -74,49 +75,91 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
-        q_NHD, k_NHD, v_NHD = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        out_NHD = self.attention(rotate(q_NHD, rotary), rotate(k_NHD, rotary), v_NHD, *sequences)
-        projected: torch.Tensor = self.proj(out_NHD.flatten(1))
-        return projected
+    def prepare(self, ops: Ops) -> None:
+        self._ops = ops
+        self._qkv, self._proj = ops.lay_out_linear(self.qkv), ops.lay_out_linear(self.proj)
+
+    def add_(self, hidden: torch.Tensor, norm: NormWeights, rotary: Rotary, sequences: PackedSequences) -> None:
+        """Adds its output for ``norm(hidden)`` to ``hidden``."""
+        qkv_N3HD = self._ops.norm_linear(hidden, norm, self._qkv).unflatten(-1, (3, self.num_heads, -1))
+        self._ops.rotate_(qkv_N3HD, rotary)
+        q_NHD, k_NHD, v_NHD = qkv_N3HD.unbind(1)
+        out_NHD = self.attention(q_NHD, k_NHD, v_NHD, *sequences)
+        self._ops.add_linear_(hidden, out_NHD.flatten(1), self._proj)
 
 
-def rotary_embedding(position_ids: torch.Tensor, head_size: int, theta: float) -> Rotary:
-    """cos and sin of 2-D rotary position embeddings, float32 [N, 1, D].
-
-    The first quarter of a head's angles follow the patch's row, the second its column, and both repeat, so that
-    the whole head rotates. Source: RoFormer (Su et al., 2021), in the axial form of Qwen2-VL (Wang et al., 2024).
+class Mlp(nn.Module):
+    """Two linear layers, or a gated MLP (Shazeer, 2020) where ``ups`` names a gate and an up layer.
 
     Args:
-        position_ids: int64 [N, 2], row and column of each patch.
+        ups, down: what the checkpoint calls the layers.
     """
-    half = head_size // 2
-    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=position_ids.device) / half
-    inverse_frequencies = 1.0 / theta**exponents
-    angles_N2F = position_ids.float().unsqueeze(-1) * inverse_frequencies
-    angles_N1D = angles_N2F.flatten(1).repeat(1, 2).unsqueeze(1)
-    return angles_N1D.cos(), angles_N1D.sin()
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, ups: Sequence[str], down: str) -> None:
+        super().__init__()
+        self._names = (*ups, down)
+        self._act = check_activation(act)
+        for name in ups:
+            self.add_module(name, nn.Linear(hidden_size, intermediate_size))
+        self.add_module(down, nn.Linear(intermediate_size, hidden_size))
+
+    @property
+    def down(self) -> nn.Linear:
+        layer = self.get_submodule(self._names[-1])
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def lay_out(self, ops: Ops) -> MlpWeights:
+        """Its weights for ``ops``."""
+        layers = [self.get_submodule(name) for name in self._names]
+        *ups, down = (layer for layer in layers if isinstance(layer, nn.Linear))
+        return ops.lay_out_mlp(ups, down, self._act)
 
 
-def rotate(x_NHD: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Applies rotary embeddings in float32, as the reference does, and returns x's dtype."""
-    cos, sin = rotary
-    x = x_NHD.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_NHD.dtype)
+class Block(nn.Module):
+    """Attention and MLP, each on normed input and added to what it had. LayerNorm or RMSNorm: ``norm``."""
+
+    def __init__(
+        self, config: VisionConfig, attention: MMEncoderAttention, mlp: Mlp, norm: type[nn.LayerNorm | nn.RMSNorm]
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm(config.hidden_size, eps=NORM_EPS)
+        self.norm2 = norm(config.hidden_size, eps=NORM_EPS)
+        self.attn = SelfAttention(config, attention)
+        self.mlp = mlp
+
+    def prepare(self, ops: Ops, shift: torch.Tensor | None) -> torch.Tensor | None:
+        """
+        Args:
+            shift: the biases that were left out before this block; see :attr:`Ops.defers_bias`.
+
+        Returns:
+            Those left out up to its end.
+        """
+        self._ops = ops
+        self.attn.prepare(ops)
+        self._norm1 = norm_weights(self.norm1, shift)
+        shift = _and_bias(shift, self.attn.proj)
+        self._norm2 = norm_weights(self.norm2, shift)
+        shift = _and_bias(shift, self.mlp.down)
+        self._mlp = self.mlp.lay_out(ops)
+        return shift
+
+    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> None:
+        """Changes ``hidden`` in place."""
+        self.attn.add_(hidden, self._norm1, rotary, sequences)
+        self._ops.add_mlp_(hidden, self._norm2, self._mlp)
 
 
-def patch_positions(grids: Sequence[GridThw], merge_size: int) -> npt.NDArray[np.int64]:
-    """Row and column of every patch, int64 [N, 2], in merge-block order, frame after frame."""
-    return np.concatenate([np.tile(_frame_positions(g.h, g.w, merge_size), (g.t, 1)) for g in grids])
+def norm_weights(norm: nn.Module, shift: torch.Tensor | None) -> NormWeights:
+    """A norm's weights; wider than ``shift``, it norms several patches side by side."""
+    assert isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+    assert norm.weight is not None
+    assert norm.eps is not None
+    if shift is not None and norm.weight.numel() != shift.numel():
+        shift = shift.repeat(norm.weight.numel() // shift.numel())
+    return NormWeights(norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None, norm.eps, shift)
 
 
-def _frame_positions(height: int, width: int, merge_size: int) -> npt.NDArray[np.int64]:
-    rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
-    blocks = (height // merge_size, merge_size, width // merge_size, merge_size)
-    return np.stack([x.reshape(blocks).swapaxes(1, 2).ravel() for x in (rows, columns)], axis=1)
-
-
-def frame_sequences(grids: Sequence[GridThw]) -> PackedSequences:
-    """One sequence for each frame of each image: attention never crosses frames."""
-    return PackedSequences.of([g.h * g.w for g in grids for _ in range(g.t)])
+def _and_bias(shift: torch.Tensor | None, layer: nn.Linear) -> torch.Tensor | None:
+    return None if shift is None else shift + layer.bias.float()

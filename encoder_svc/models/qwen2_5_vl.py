@@ -16,15 +16,8 @@ from torch import nn
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
-from encoder_svc.models.layers import (
-    PatchEmbed,
-    Rotary,
-    SelfAttention,
-    activation,
-    frame_sequences,
-    patch_positions,
-    rotary_embedding,
-)
+from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed
+from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
 from encoder_svc.models.qwen2_vl import PatchMerger
 
 if TYPE_CHECKING:
@@ -34,8 +27,6 @@ if TYPE_CHECKING:
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
-
-_NORM_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,35 +58,6 @@ class Qwen25VLInputs(EncoderInputs):
     row_order: torch.Tensor
 
 
-class SwiGlu(nn.Module):
-    """Gated MLP (Shazeer, 2020)."""
-
-    def __init__(self, config: Qwen25VLVisionConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
-        return out
-
-
-class Block(nn.Module):
-    def __init__(self, config: Qwen25VLVisionConfig, attention: MMEncoderAttention) -> None:
-        super().__init__()
-        self.norm1 = nn.RMSNorm(config.hidden_size, eps=_NORM_EPS)
-        self.norm2 = nn.RMSNorm(config.hidden_size, eps=_NORM_EPS)
-        self.attn = SelfAttention(config, attention)
-        self.mlp = SwiGlu(config)
-
-    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
-        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
-        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
-        return out
-
-
 class Qwen25VLEncoder(VisionEncoder):
     """RMSNorm, SwiGLU, windows. Between patch embedding and merger everything is in window order."""
 
@@ -104,8 +66,20 @@ class Qwen25VLEncoder(VisionEncoder):
     def __init__(self, config: Qwen25VLVisionConfig, attention: MMEncoderAttention) -> None:
         super().__init__(config, attention)
         self.patch_embed = PatchEmbed(config, bias=False)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
-        self.merger = PatchMerger(config, nn.RMSNorm(config.hidden_size, eps=_NORM_EPS))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, self._make_mlp(config), nn.RMSNorm) for _ in range(config.depth)
+        )
+        self.merger = PatchMerger(config, nn.RMSNorm(config.hidden_size, eps=NORM_EPS))
+
+    @staticmethod
+    def _make_mlp(config: Qwen25VLVisionConfig) -> Mlp:
+        return Mlp(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            ups=("gate_proj", "up_proj"),
+            down="down_proj",
+        )
 
     @classmethod
     def read_config(cls, reader: ConfigReader) -> Qwen25VLVisionConfig:
@@ -134,15 +108,19 @@ class Qwen25VLEncoder(VisionEncoder):
             row_order=torch.from_numpy(np.argsort(order)),
         )
 
-    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+    def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
+        if index == self.config.depth - 1:
+            self.merger.prepare(self.ops, shift)
+
+    def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen25VLInputs)
         merge_unit = self.config.spatial_merge_size**2
         rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
-        hidden = self.patch_embed(pixel_values)
+        hidden = self.patch_embed(segments)
         hidden = hidden.unflatten(0, (-1, merge_unit))[inputs.window_order].flatten(0, 1)
         for index, block in enumerate(self.blocks):
             full = index in self.config.full_attention_blocks
-            hidden = block(hidden, rotary, inputs.sequences if full else inputs.windows)
+            block(hidden, rotary, inputs.sequences if full else inputs.windows)
         rows: torch.Tensor = self.merger(hidden)
         return rows[inputs.row_order]
 

@@ -14,23 +14,15 @@ from torch import nn
 
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
-from encoder_svc.models.layers import (
-    PatchEmbed,
-    Rotary,
-    SelfAttention,
-    activation,
-    frame_sequences,
-    patch_positions,
-    rotary_embedding,
-)
+from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
+from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from encoder_svc.attention import MMEncoderAttention, PackedSequences
+    from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
-
-_NORM_EPS = 1e-6
+    from encoder_svc.models.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,32 +30,6 @@ class Qwen2VLVisionConfig(VisionConfig):
     """``embed_dim`` of the checkpoint is our hidden_size, its ``hidden_size`` our out_hidden_size."""
 
     intermediate_size: int
-
-
-class Mlp(nn.Module):
-    def __init__(self, config: Qwen2VLVisionConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.fc2(self.act(self.fc1(hidden)))
-        return out
-
-
-class Block(nn.Module):
-    def __init__(self, config: Qwen2VLVisionConfig, attention: MMEncoderAttention) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
-        self.attn = SelfAttention(config, attention)
-        self.mlp = Mlp(config)
-
-    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
-        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
-        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
-        return out
 
 
 class PatchMerger(nn.Module):
@@ -79,8 +45,12 @@ class PatchMerger(nn.Module):
             nn.Linear(self.merged_size, config.out_hidden_size),
         )
 
+    def prepare(self, ops: Ops, shift: torch.Tensor | None) -> None:
+        self._ops = ops
+        self._norm = norm_weights(self.ln_q, shift)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        rows: torch.Tensor = self.mlp(self.ln_q(hidden).view(-1, self.merged_size))
+        rows: torch.Tensor = self.mlp(self._ops.norm(hidden, self._norm).view(-1, self.merged_size))
         return rows
 
 
@@ -92,8 +62,14 @@ class Qwen2VLEncoder(VisionEncoder):
     def __init__(self, config: Qwen2VLVisionConfig, attention: MMEncoderAttention) -> None:
         super().__init__(config, attention)
         self.patch_embed = PatchEmbed(config, bias=False)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
-        self.merger = PatchMerger(config, nn.LayerNorm(config.hidden_size, eps=_NORM_EPS))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, self._make_mlp(config), nn.LayerNorm) for _ in range(config.depth)
+        )
+        self.merger = PatchMerger(config, nn.LayerNorm(config.hidden_size, eps=NORM_EPS))
+
+    @staticmethod
+    def _make_mlp(config: Qwen2VLVisionConfig) -> Mlp:
+        return Mlp(config.hidden_size, config.intermediate_size, config.hidden_act, ups=("fc1",), down="fc2")
 
     @classmethod
     def read_config(cls, reader: ConfigReader) -> Qwen2VLVisionConfig:
@@ -109,10 +85,14 @@ class Qwen2VLEncoder(VisionEncoder):
         positions = patch_positions(grids, self.config.spatial_merge_size)
         return EncoderInputs(position_ids=torch.from_numpy(positions), sequences=frame_sequences(grids))
 
-    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+    def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
+        if index == self.config.depth - 1:
+            self.merger.prepare(self.ops, shift)
+
+    def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
-        hidden = self.patch_embed(pixel_values)
+        hidden = self.patch_embed(segments)
         for block in self.blocks:
-            hidden = block(hidden, rotary, inputs.sequences)
+            block(hidden, rotary, inputs.sequences)
         rows: torch.Tensor = self.merger(hidden)
         return rows

@@ -16,25 +16,17 @@ from torch import nn
 
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
-from encoder_svc.models.layers import (
-    PatchEmbed,
-    Rotary,
-    SelfAttention,
-    activation,
-    frame_sequences,
-    patch_positions,
-    rotary_embedding,
-)
+from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
+from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from encoder_svc.attention import MMEncoderAttention, PackedSequences
+    from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
-
-_NORM_EPS = 1e-6
+    from encoder_svc.models.ops import Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,32 +55,6 @@ class Qwen3VLInputs(EncoderInputs):
     corner_weights: torch.Tensor
 
 
-class Mlp(nn.Module):
-    def __init__(self, config: Qwen3VLVisionConfig) -> None:
-        super().__init__()
-        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.linear_fc2(self.act(self.linear_fc1(hidden)))
-        return out
-
-
-class Block(nn.Module):
-    def __init__(self, config: Qwen3VLVisionConfig, attention: MMEncoderAttention) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=_NORM_EPS)
-        self.attn = SelfAttention(config, attention)
-        self.mlp = Mlp(config)
-
-    def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> torch.Tensor:
-        hidden = hidden + self.attn(self.norm1(hidden), rotary, sequences)
-        out: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
-        return out
-
-
 class PatchMerger(nn.Module):
     """M × M neighbouring patches to one row. The final merger norms patches, deepstack's norm merged rows."""
 
@@ -96,16 +62,19 @@ class PatchMerger(nn.Module):
         super().__init__()
         self.merged_size = config.hidden_size * config.spatial_merge_size**2
         self.norm_after_merge = norm_after_merge
-        self.norm = nn.LayerNorm(self.merged_size if norm_after_merge else config.hidden_size, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(self.merged_size if norm_after_merge else config.hidden_size, eps=NORM_EPS)
         self.linear_fc1 = nn.Linear(self.merged_size, self.merged_size)
         self.act = nn.GELU()
         self.linear_fc2 = nn.Linear(self.merged_size, config.out_hidden_size)
 
+    def prepare(self, ops: Ops, shift: torch.Tensor | None) -> None:
+        self._ops = ops
+        self._norm = norm_weights(self.norm, shift)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm_after_merge:
-            merged = self.norm(hidden.view(-1, self.merged_size))
-        else:
-            merged = self.norm(hidden).view(-1, self.merged_size)
+            hidden = hidden.view(-1, self.merged_size)
+        merged = self._ops.norm(hidden, self._norm).view(-1, self.merged_size)
         rows: torch.Tensor = self.linear_fc2(self.act(self.linear_fc1(merged)))
         return rows
 
@@ -119,10 +88,22 @@ class Qwen3VLEncoder(VisionEncoder):
         super().__init__(config, attention)
         self.patch_embed = PatchEmbed(config, bias=True)
         self.pos_embed = nn.Embedding(config.position_grid_side**2, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config, attention) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, attention, self._make_mlp(config), nn.LayerNorm) for _ in range(config.depth)
+        )
         self.merger = PatchMerger(config, norm_after_merge=False)
         self.deepstack_merger_list = nn.ModuleList(
             PatchMerger(config, norm_after_merge=True) for _ in config.deepstack_blocks
+        )
+
+    @staticmethod
+    def _make_mlp(config: Qwen3VLVisionConfig) -> Mlp:
+        return Mlp(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            ups=("linear_fc1",),
+            down="linear_fc2",
         )
 
     @classmethod
@@ -151,19 +132,29 @@ class Qwen3VLEncoder(VisionEncoder):
             corner_weights=torch.from_numpy(weights),
         )
 
-    def forward(self, pixel_values: torch.Tensor, inputs: EncoderInputs) -> torch.Tensor:
+    def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
+        if index in self.config.deepstack_blocks:
+            self._deepstack_merger(index).prepare(self.ops, shift)
+        if index == self.config.depth - 1:
+            self.merger.prepare(self.ops, shift)
+
+    def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen3VLInputs)
         rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
         positions = (self.pos_embed(inputs.corner_indices) * inputs.corner_weights.unsqueeze(-1)).sum(dim=1)
-        embedded = self.patch_embed(pixel_values)
-        hidden = embedded + positions.to(embedded.dtype)
+        hidden = self.patch_embed(segments)
+        hidden += positions.to(hidden.dtype)
         levels: list[torch.Tensor] = []
         for index, block in enumerate(self.blocks):
-            hidden = block(hidden, rotary, inputs.sequences)
+            block(hidden, rotary, inputs.sequences)
             if index in self.config.deepstack_blocks:
-                merger = self.deepstack_merger_list[self.config.deepstack_blocks.index(index)]
-                levels.append(merger(hidden))
+                levels.append(self._deepstack_merger(index)(hidden))
         return torch.cat([self.merger(hidden), *levels], dim=-1)
+
+    def _deepstack_merger(self, index: int) -> PatchMerger:
+        merger = self.deepstack_merger_list[self.config.deepstack_blocks.index(index)]
+        assert isinstance(merger, PatchMerger)
+        return merger
 
 
 def interpolation_corners(

@@ -10,6 +10,7 @@ import torch
 from encoder_svc.attention import MMEncoderAttention
 from encoder_svc.attention.selfcheck import checked_attention
 from encoder_svc.models.config_hash import ConfigFactors
+from encoder_svc.models.ops import ops_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,7 @@ def load_tower(
     with torch.device("meta"):
         encoder = checkpoint.workflow.load_encoder()(checkpoint.config, attention)
     revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
+    encoder.prepare(ops_for(torch.device(device)), mean=settings.image_mean, std=settings.image_std)
     selection = attention.selection
     factors = ConfigFactors(
         backend=selection.backend,

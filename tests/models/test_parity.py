@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 from encoder_svc.attention import MMEncoderAttention
 from encoder_svc.images.types import GridThw
 from encoder_svc.models.base import ConfigReader
+from encoder_svc.models.ops import Ops
 from encoder_svc.models.registry import find_workflow
 from encoder_svc.platforms import platform_for_device
 from tests.models.towers import (
@@ -181,11 +182,12 @@ def test_rows_equal_the_references_at_released_dimensions(family: str) -> None:
     shapes = {name: parameter.shape for name, parameter in encoder.named_parameters()}
     weights = {name: value.reshape(shapes[name]) for name, value in visual.state_dict().items()}
     encoder.load_state_dict(weights, assign=True)
+    encoder.prepare(Ops(), mean=(0.5,) * 3, std=(0.5,) * 3)
     grids: Grids = [(1, 18, 22), (1, 4, 8)]
     pixel_values = random_pixel_values(config, grids)
     wanted = reference_rows(visual, pixel_values, grids)
     with torch.inference_mode():
-        got = encoder(pixel_values, encoder.build_inputs([GridThw(*grid) for grid in grids]))
+        got = encoder([pixel_values], encoder.build_inputs([GridThw(*grid) for grid in grids]))
     assert difference(got, wanted) <= 1e-4
 
 

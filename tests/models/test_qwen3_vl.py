@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from encoder_svc.images.types import GridThw
-from encoder_svc.models.layers import patch_positions
+from encoder_svc.models.positions import patch_positions
 from encoder_svc.models.qwen3_vl import interpolation_corners
 
 MERGE = 2

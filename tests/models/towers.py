@@ -100,8 +100,7 @@ def rows(tower: VisionTower, pixel_values: torch.Tensor, grids: Grids) -> torch.
     """Our rows, float32 on the CPU."""
     encoder = tower.encoder
     inputs = encoder.build_inputs([GridThw(*grid) for grid in grids]).to(tower.device)
-    dtype = next(encoder.parameters()).dtype
-    return encoder(pixel_values.to(tower.device, dtype), inputs).float().cpu()
+    return encoder([pixel_values.to(tower.device)], inputs).float().cpu()
 
 
 @torch.inference_mode()

@@ -180,7 +180,7 @@ def test_pixel_values_with_several_frames_are_encoded(server, tower) -> None:
     grid = GridThw(3, 4, 6)
     values = np.random.default_rng(1).standard_normal((grid.num_patches, tower.settings.patch_dim), np.float32)
     with torch.inference_mode():
-        wanted = tower.encoder(torch.from_numpy(values), tower.encoder.build_inputs([grid])).numpy()
+        wanted = tower.encoder([torch.from_numpy(values)], tower.encoder.build_inputs([grid])).numpy()
     with EncoderClient(server("qwen2_5_vl").target) as client:
         [image] = client.encode([PixelValues(values, tuple(grid))])
     np.testing.assert_allclose(image.embeddings, wanted, rtol=0, atol=1e-5)

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from encoder_svc.errors import CheckpointError
 from encoder_svc.images.types import GridThw
-from encoder_svc.models.layers import activation, frame_sequences, patch_positions
+from encoder_svc.models.positions import frame_sequences, patch_positions
 
 MERGES = [1, 2, 3]
 
@@ -42,8 +41,3 @@ def test_host_lengths_say_what_the_boundaries_say(grids: list[GridThw]) -> None:
     sequences = frame_sequences(grids)
     lengths = sequences.cu_seqlens.diff().tolist()
     assert (list(sequences.lengths), sequences.max_seqlen) == (lengths, max(lengths))
-
-
-def test_an_unknown_activation_is_named() -> None:
-    with pytest.raises(CheckpointError, match="'relu7'"):
-        activation("relu7")

@@ -1,0 +1,171 @@
+"""What an encoder computes beside attention, as torch expressions: the reference, which runs on every device.
+
+A device's own :class:`Ops` replaces what it computes faster, and lays weights out as its kernels want them. Each of its
+operations is tested against the one here.
+
+Shapes: N patches, C hidden_size, I intermediate_size, F values in one frame of a patch, H heads, D head_size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from encoder_svc.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin, float32 [N, D / 2]: the angles of a head's first half, which its second half repeats."""
+
+CENTRE = 128
+"""What is taken from a uint8 pixel, and what the rest is then divided by: both leave bfloat16 and float16 exact."""
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "quick_gelu": _quick_gelu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "silu": F.silu,
+}
+"""By their names in Hugging Face configs."""
+
+
+def check_activation(name: str) -> str:
+    """The name, if it is one of :data:`ACTIVATIONS`.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"vision_config's hidden_act '{name}' is not known; known: {', '.join(ACTIVATIONS)}.")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class LinearWeights:
+    """A linear layer: ``weight`` [out, in], ``bias`` [out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class NormWeights(NamedTuple):
+    """A LayerNorm, or an RMSNorm where ``bias`` is None.
+
+    Attributes:
+        shift: float32 [C], added to what is normed; None for nothing. See :attr:`Ops.defers_bias`.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    eps: float
+    shift: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """``down(act(up(x)))``; where it is ``gated``, ``up`` makes gate and up values and it is
+    ``down(act(gate) * up)``."""
+
+    up: LinearWeights
+    down: LinearWeights
+    act: str
+    gated: bool
+
+
+class Ops:
+    """Operations of one device. Holds no state of a batch.
+
+    Attributes:
+        defers_bias: :meth:`add_linear_` leaves the bias out, and each norm that follows adds, as its ``shift``, all
+            biases left out before it. So that residuals are added inside the matrix product.
+        row_multiple: patches are padded with zeros to a multiple of this many values, for aligned matrix products.
+    """
+
+    defers_bias = False
+    row_multiple = 1
+
+    def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
+        """A layer's weights as this device wants them."""
+        return LinearWeights(linear.weight, linear.bias)
+
+    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+        """An MLP's weights as this device wants them; two ``ups`` are gate and up, and become one product."""
+        return MlpWeights(_merged(ups), self.lay_out_linear(down), act, gated=len(ups) == 2)
+
+    def centre(self, patches_NF: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 patches as ``(x - 128) / 128``, exact, padded with zeros to a multiple of ``row_multiple``."""
+        centred = (patches_NF.to(dtype) - CENTRE) / CENTRE
+        padding = -patches_NF.shape[1] % self.row_multiple
+        return F.pad(centred, (0, padding)) if padding else centred
+
+    def norm(self, x_NC: torch.Tensor, weights: NormWeights) -> torch.Tensor:
+        """LayerNorm or RMSNorm of ``x + shift``, computed in float32."""
+        x = x_NC if weights.shift is None else x_NC.float() + weights.shift
+        weight, bias = (value if value is None else value.to(x.dtype) for value in weights[:2])
+        if bias is None:
+            return F.rms_norm(x, weight.shape, weight, weights.eps).to(x_NC.dtype)  # type: ignore[union-attr]
+        return F.layer_norm(x, bias.shape, weight, bias, weights.eps).to(x_NC.dtype)
+
+    def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
+        """``x Wᵀ + b``."""
+        return F.linear(x, weights.weight, weights.bias)
+
+    def norm_linear(self, x_NC: torch.Tensor, norm: NormWeights, linear: LinearWeights) -> torch.Tensor:
+        """``norm(x) Wᵀ + b``."""
+        return self.linear(self.norm(x_NC, norm), linear)
+
+    def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
+        """Rotates q and k in place, in float32.
+
+        Source: RoFormer (Su et al., 2021), with a head's two halves as the pairs.
+        """
+        cos, sin = (table[:, None, None] for table in rotary)
+        first, second = qkv_N3HD[:, :2].float().chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        qkv_N3HD[:, :2] = rotated.to(qkv_N3HD.dtype)
+
+    def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
+        """Adds ``x Wᵀ + b`` to ``hidden`` in place; without b under :attr:`defers_bias`."""
+        hidden_NC += F.linear(x, weights.weight, weights.bias)
+
+    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+        """Adds ``mlp(norm(hidden))`` to ``hidden`` in place; without the last bias under :attr:`defers_bias`."""
+        x = self.norm_linear(hidden_NC, norm, mlp.up)
+        act = ACTIVATIONS[mlp.act]
+        if mlp.gated:
+            gate, up = x.chunk(2, dim=-1)
+            x = act(gate) * up
+        else:
+            x = act(x)
+        self.add_linear_(hidden_NC, x, mlp.down)
+
+
+def _merged(layers: Sequence[nn.Linear]) -> LinearWeights:
+    """The layers' weights below each other, once in memory: the layers keep views of them."""
+    if len(layers) == 1:
+        return LinearWeights(layers[0].weight, layers[0].bias)
+    weight, bias = (torch.cat([getattr(layer, name).data for layer in layers]) for name in ("weight", "bias"))
+    sizes = [layer.out_features for layer in layers]
+    for layer, *views in zip(layers, weight.split(sizes), bias.split(sizes), strict=True):
+        layer.weight, layer.bias = (nn.Parameter(view, requires_grad=False) for view in views)
+    return LinearWeights(weight, bias)
+
+
+def ops_for(device: torch.device) -> Ops:
+    """The fastest operations for ``device``."""
+    return Ops()

@@ -1,0 +1,50 @@
+"""Where each patch lies, and where each sequence of patches ends: arithmetic on grids alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from encoder_svc.attention.base import PackedSequences
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from encoder_svc.images.types import GridThw
+    from encoder_svc.models.ops import Rotary
+
+
+def rotary_embedding(position_ids: torch.Tensor, head_size: int, theta: float) -> Rotary:
+    """cos and sin of 2-D rotary position embeddings, float32 [N, head_size / 2].
+
+    The first half of these angles follow the patch's row, the second its column. Source: RoFormer (Su et al., 2021), in
+    the axial form of Qwen2-VL (Wang et al., 2024).
+
+    Args:
+        position_ids: int64 [N, 2], row and column of each patch.
+    """
+    half = head_size // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=position_ids.device) / half
+    inverse_frequencies = 1.0 / theta**exponents
+    angles_NF = (position_ids.float().unsqueeze(-1) * inverse_frequencies).flatten(1)
+    return angles_NF.cos(), angles_NF.sin()
+
+
+def patch_positions(grids: Sequence[GridThw], merge_size: int) -> npt.NDArray[np.int64]:
+    """Row and column of every patch, int64 [N, 2], in merge-block order, frame after frame."""
+    return np.concatenate([np.tile(_frame_positions(g.h, g.w, merge_size), (g.t, 1)) for g in grids])
+
+
+def _frame_positions(height: int, width: int, merge_size: int) -> npt.NDArray[np.int64]:
+    rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
+    blocks = (height // merge_size, merge_size, width // merge_size, merge_size)
+    return np.stack([x.reshape(blocks).swapaxes(1, 2).ravel() for x in (rows, columns)], axis=1)
+
+
+def frame_sequences(grids: Sequence[GridThw]) -> PackedSequences:
+    """One sequence for each frame of each image: attention never crosses frames."""
+    return PackedSequences.of([g.h * g.w for g in grids for _ in range(g.t)])
