@@ -45,8 +45,9 @@ serve: $(INSTALLED) ## Start a server (ARGS="--model DIR --port 50051 …")
 protos: ## Generate encoder_svc/_generated from protos/
 	scripts/make_protos.sh
 
-docs: $(INSTALLED) ## Generate the list in docs/metrics.md from the code
+docs: $(INSTALLED) ## Generate the list in docs/metrics.md and Grafana's dashboard from the code
 	$(BIN)/python -m encoder_svc.observability.describe docs/metrics.md
+	$(BIN)/python scripts/dashboard > deploy/grafana/encoder-latency.json
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) .venv-protos .pytest_cache .mypy_cache .ruff_cache .hypothesis
