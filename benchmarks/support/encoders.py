@@ -48,8 +48,7 @@ class Ours:
         return build_batch(images, self.tower.encoder).to(self.tower.device)
 
     def rows(self, batch: Batch) -> torch.Tensor:
-        pixel_values = batch.pixel_values(self.tower.settings, TORCH_DTYPES[self.tower.dtype])
-        rows: torch.Tensor = self.tower.encoder(pixel_values, batch.inputs)
+        rows: torch.Tensor = self.tower.encoder(batch.segments, batch.inputs)
         return rows
 
 

@@ -166,6 +166,10 @@ def _merged(layers: Sequence[nn.Linear]) -> LinearWeights:
     return LinearWeights(weight, bias)
 
 
-def ops_for(device: torch.device) -> Ops:
-    """The fastest operations for ``device``."""
+def ops_for(device: torch.device, dtype: torch.dtype) -> Ops:
+    """The fastest operations for ``device`` in ``dtype``."""
+    if device.type == "cpu":
+        from encoder_svc.models.ops_cpu import CpuOps, takes
+
+        return CpuOps() if takes(dtype) else Ops()
     return Ops()

@@ -63,7 +63,8 @@ def load_tower(
     with torch.device("meta"):
         encoder = checkpoint.workflow.load_encoder()(checkpoint.config, attention)
     revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
-    encoder.prepare(ops_for(torch.device(device)), mean=settings.image_mean, std=settings.image_std)
+    ops = ops_for(torch.device(device), TORCH_DTYPES[dtype])
+    encoder.prepare(ops, mean=settings.image_mean, std=settings.image_std)
     selection = attention.selection
     factors = ConfigFactors(
         backend=selection.backend,

@@ -1,0 +1,124 @@
+"""A CPU's operations. Matrix products go to oneDNN with weights in oneDNN's own layout, and what follows a product is
+done inside it; the rest runs in place, over stretches of patches that stay in the cores' caches.
+
+The products are torch's own operators, those that torch.compile emits. They are called directly because compiling wants
+a C++ compiler on the machine that serves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from encoder_svc.models.ops import ACTIVATIONS, LinearWeights, MlpWeights, NormWeights, Ops, Rotary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Stretches of patches, as measured on cores with 1 MiB of L2 each (docs/performance.md, "CPU").
+_NORM_ROWS = 256
+_ROTARY_ROWS = 128
+_ACTIVATION_ROWS = 128
+# What an MLP makes of them, 10 MiB of bfloat16, is read again while it is in the last cache.
+_MLP_ROWS = 1024
+
+_QUICK_GELU_SLOPE = 1.702
+# An activation's name inside oneDNN, and its variant. Quick GELU has none.
+_INSIDE_A_PRODUCT = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+
+
+@dataclass(frozen=True, slots=True)
+class _GatedWeights(MlpWeights):
+    """``up`` makes the up values alone."""
+
+    gate: LinearWeights
+
+
+def takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and multiplies this dtype on this machine."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class CpuOps(Ops):
+    """For dtypes that :func:`takes` names. Layers that were laid out give up their own weights."""
+
+    def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)  # not both in memory
+        return LinearWeights(packed, linear.bias)
+
+    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+        *gates, up = (self.lay_out_linear(layer) for layer in ups)
+        if gates:
+            return _GatedWeights(up, self.lay_out_linear(down), act, gated=True, gate=gates[0])
+        return MlpWeights(up, self.lay_out_linear(down), act, gated=False)
+
+    def norm(self, x_NC: torch.Tensor, weights: NormWeights) -> torch.Tensor:
+        if weights.bias is not None:
+            return super().norm(x_NC, weights)
+        # torch's own RMSNorm is seven passes over float32 copies of the whole.
+        weight = weights.weight.float()
+        normed_NC = torch.empty_like(x_NC)
+        for x, normed in zip(x_NC.split(_NORM_ROWS), normed_NC.split(_NORM_ROWS), strict=True):
+            lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            scales = lengths.square_().div_(x.shape[-1]).add_(weights.eps).rsqrt_()
+            torch.mul(x * scales, weight, out=normed)
+        return normed_NC
+
+    def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
+        return _product(x, weights)
+
+    def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
+        stretches = (tensor.split(_ROTARY_ROWS) for tensor in (qkv_N3HD[:, :2], *rotary))
+        for qk, cos, sin in zip(*stretches, strict=True):
+            cos_N11F, sin_N11F = cos[:, None, None], sin[:, None, None]
+            first, second = qk.chunk(2, dim=-1)
+            rotated_first = (first * cos_N11F).addcmul_(second.float(), sin_N11F, value=-1)
+            rotated_second = (second * cos_N11F).addcmul_(first.float(), sin_N11F)
+            first.copy_(rotated_first)
+            second.copy_(rotated_second)
+
+    def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
+        hidden_NC.copy_(_combined_product(x, weights, hidden_NC, "add"))
+
+    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+        for hidden in hidden_NC.chunk(-(-len(hidden_NC) // _MLP_ROWS)):
+            self.add_linear_(hidden, _up(self.norm(hidden, norm), mlp), mlp.down)
+
+
+def _up(x: torch.Tensor, mlp: MlpWeights) -> torch.Tensor:
+    """What an MLP's last layer reads."""
+    if isinstance(mlp, _GatedWeights):
+        return _combined_product(x, mlp.up, _activated_product(x, mlp.gate, mlp.act), "mul")
+    return _activated_product(x, mlp.up, mlp.act)
+
+
+def _activated_product(x: torch.Tensor, weights: LinearWeights, act: str) -> torch.Tensor:
+    """``act(x Wᵀ + b)``."""
+    if act in _INSIDE_A_PRODUCT:
+        name, variant = _INSIDE_A_PRODUCT[act]
+        return _product(x, weights, name, variant)
+    values = _product(x, weights)
+    for stretch in values.split(_ACTIVATION_ROWS):
+        if act == "quick_gelu":
+            stretch.mul_((stretch * _QUICK_GELU_SLOPE).sigmoid_())
+        else:
+            stretch.copy_(ACTIVATIONS[act](stretch))
+    return values
+
+
+def _product(x: torch.Tensor, weights: LinearWeights, act: str = "none", variant: str = "") -> torch.Tensor:
+    """``act(x Wᵀ + b)``, the activation one of oneDNN's."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights.weight, weights.bias, act, [], variant)
+    return product
+
+
+def _combined_product(x: torch.Tensor, weights: LinearWeights, other: torch.Tensor, how: str) -> torch.Tensor:
+    """``x Wᵀ + b`` and ``other`` added or multiplied, before anything is rounded."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weights.weight, weights.bias, how)
+    return product

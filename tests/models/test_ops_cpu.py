@@ -1,0 +1,119 @@
+"""A CPU's operations against the plain expressions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from encoder_svc.models.ops import ACTIVATIONS, MlpWeights, NormWeights, Ops
+from encoder_svc.models.ops_cpu import CpuOps, takes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# More patches than one stretch holds, and no multiple of it.
+NUM_PATCHES = 1_100
+HIDDEN, INTERMEDIATE = 48, 84
+
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+)
+
+
+@pytest.fixture(autouse=True)
+def _needs_onednn() -> None:
+    if not takes(torch.float32):
+        pytest.skip("torch was built without oneDNN")
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def linear(num_in: int, num_out: int, dtype: torch.dtype, seed: int) -> nn.Linear:
+    layer = nn.Linear(num_in, num_out, device="meta")
+    layer.weight = nn.Parameter(random(num_out, num_in, dtype=dtype, seed=seed) * num_in**-0.5, requires_grad=False)
+    layer.bias = nn.Parameter(random(num_out, dtype=dtype, seed=seed + 1), requires_grad=False)
+    return layer
+
+
+def mlp(ops: Ops, act: str, dtype: torch.dtype, *, num_ups: int) -> MlpWeights:
+    ups = [linear(HIDDEN, INTERMEDIATE, dtype, seed) for seed in range(10, 10 + num_ups)]
+    return ops.lay_out_mlp(ups, linear(INTERMEDIATE, HIDDEN, dtype, 20), act)
+
+
+def assert_close(run: Callable[[Ops, torch.dtype], torch.Tensor], dtype: torch.dtype, tolerance: float) -> None:
+    """A CPU's operations in ``dtype``, its inputs rounded to it, against the plain ones in float32."""
+    got, wanted = run(CpuOps(), dtype).float(), run(Ops(), torch.float32)
+    assert got.shape == wanted.shape
+    assert ((got - wanted).norm() / wanted.norm()).item() < tolerance
+
+
+@DTYPES
+def test_a_linear_layer(dtype: torch.dtype, tolerance: float) -> None:
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        weights = ops.lay_out_linear(linear(HIDDEN, INTERMEDIATE, dtype, 3))
+        return ops.linear(random(NUM_PATCHES, HIDDEN, dtype=dtype), weights)
+
+    assert_close(run, dtype, tolerance)
+
+
+@DTYPES
+def test_a_linear_layer_added_in_place(dtype: torch.dtype, tolerance: float) -> None:
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        hidden = random(NUM_PATCHES, HIDDEN, dtype=dtype, seed=5)
+        weights = ops.lay_out_linear(linear(INTERMEDIATE, HIDDEN, dtype, 3))
+        ops.add_linear_(hidden, random(NUM_PATCHES, INTERMEDIATE, dtype=dtype), weights)
+        return hidden
+
+    assert_close(run, dtype, tolerance)
+
+
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False], ids=["LayerNorm", "RMSNorm"])
+def test_a_norm(dtype: torch.dtype, tolerance: float, bias: bool) -> None:
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        weight, offset = (1 + 0.1 * random(HIDDEN, dtype=dtype, seed=seed) for seed in (1, 2))
+        x = 30 * random(NUM_PATCHES, HIDDEN, dtype=dtype) + 10
+        return ops.norm(x, NormWeights(weight, offset if bias else None, 1e-6))
+
+    assert_close(run, dtype, tolerance)
+
+
+@DTYPES
+def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(dtype: torch.dtype, tolerance: float) -> None:
+    angles = random(NUM_PATCHES, 8, dtype=torch.float32, seed=7)
+
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        qkv = random(NUM_PATCHES, 3, 4, 16, dtype=dtype)
+        ops.rotate_(qkv, (angles.cos(), angles.sin()))
+        return qkv
+
+    assert_close(run, dtype, tolerance)
+    assert torch.equal(run(CpuOps(), dtype)[:, 2], random(NUM_PATCHES, 3, 4, 16, dtype=dtype)[:, 2])
+
+
+@DTYPES
+@pytest.mark.parametrize("num_ups", [1, 2], ids=["plain", "gated"])
+@pytest.mark.parametrize("act", list(ACTIVATIONS))
+def test_an_mlp(dtype: torch.dtype, tolerance: float, act: str, num_ups: int) -> None:
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        hidden = random(NUM_PATCHES, HIDDEN, dtype=dtype, seed=5)
+        norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), None, 1e-6)
+        ops.add_mlp_(hidden, norm, mlp(ops, act, dtype, num_ups=num_ups))
+        return hidden
+
+    assert_close(run, dtype, tolerance)
+
+
+def test_weights_are_not_kept_twice() -> None:
+    layers: Sequence[nn.Linear] = [linear(HIDDEN, INTERMEDIATE, torch.float32, 3)]
+    CpuOps().lay_out_linear(layers[0])
+    assert layers[0].weight.numel() == 0
+
+
+def test_float16_is_left_to_torch() -> None:
+    assert not takes(torch.float16)
