@@ -95,11 +95,7 @@ class Scheduler(Generic[TicketT]):
         if ticket not in self._queued:
             return False
         self._take_out(ticket)
-        # Its heap entries go when their turn comes, or now, before the dead outnumber the living.
-        if len(self._by_turn) > 2 * len(self._queued) + 16:
-            self._by_turn = self._living(self._by_turn)
-        if len(self._by_deadline) > 2 * len(self._queued) + 16:
-            self._by_deadline = self._living(self._by_deadline)
+        self._bury()
         return True
 
     def next_batch(self, now_s: float) -> tuple[list[TicketT], list[TicketT]]:
@@ -122,6 +118,7 @@ class Scheduler(Generic[TicketT]):
                 self._take_out(entry.ticket)
             heapq.heappop(self._by_turn)
         self._forget_idle_flows()
+        self._bury()
         return batch, expired
 
     def _expire(self, now_s: float) -> list[TicketT]:
@@ -146,6 +143,14 @@ class Scheduler(Generic[TicketT]):
             for name, flow in self._flows.items()
             if flow.num_queued or (self._queued and flow.end > self._virtual_time)
         }
+
+    def _bury(self) -> None:
+        """Frees the places of tickets that left the queue, before they outnumber those that wait: a place holds its
+        image in memory."""
+        if len(self._by_turn) > 2 * len(self._queued) + 16:
+            self._by_turn = self._living(self._by_turn)
+        if len(self._by_deadline) > 2 * len(self._queued) + 16:
+            self._by_deadline = self._living(self._by_deadline)
 
     def _living(self, heap: list[_Entry[TicketT]]) -> list[_Entry[TicketT]]:
         living = [entry for entry in heap if entry.ticket in self._queued]

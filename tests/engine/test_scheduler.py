@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -230,3 +233,18 @@ def test_waiting_is_bounded_whatever_comes_after(own: int, others: list[int]) ->
         turns += 1
         scheduler.add(Ticket(num_patches=others[ticket.flow], flow=ticket.flow))
     assert turns <= len(others)
+
+
+def test_what_left_the_queue_is_not_kept_until_its_deadline() -> None:
+    @dataclass(eq=False, kw_only=True, slots=True, weakref_slot=True)
+    class Watched(Ticket):
+        pass
+
+    scheduler: Scheduler[Watched] = Scheduler(max_batch_patches=10, max_batch_images=10)
+    left = []
+    for _ in range(200):
+        scheduler.add(Watched(num_patches=1, flow=object(), deadline_s=1e9))
+        left += [weakref.ref(ticket) for ticket in scheduler.next_batch(0.0)[0]]
+    gc.collect()
+    assert len(left) == 200
+    assert sum(ticket() is not None for ticket in left) < 20
