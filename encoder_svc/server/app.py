@@ -23,6 +23,7 @@ from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
+from encoder_svc.server.gate import Gate
 from encoder_svc.server.loading import Loader
 from encoder_svc.server.servicer import EncoderServicer, Serving
 
@@ -133,10 +134,11 @@ class Server:
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         host, port = self._config.host, self._config.port
         server = grpc.aio.server(
+            interceptors=[Gate(self._servicer)],
             options=[
                 ("grpc.max_receive_message_length", self._loader.limits.max_request_bytes + _MESSAGE_SLACK_BYTES),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         encoder_pb2_grpc.add_EncoderServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

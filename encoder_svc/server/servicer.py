@@ -60,6 +60,15 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         self._pipeline = None
         self._refusal = refusal
 
+    def refusal_at_the_door(self, method: str) -> RequestError | None:
+        """Why a call of ``method`` would be refused whatever its message says; None if that depends on it."""
+        if self._pipeline is None:
+            return self._refusal
+        if method == "EncodeImages" and (refusal := self._pipeline.admission.refusal_at_the_door()):
+            logger.info("a request was refused before it was read: %s", refusal.reason)
+            return refusal
+        return None
+
     async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
         """Waits for the requests that run, and ends those that are left after ``seconds``, or once ``hurry`` is set;
         returns how many."""
