@@ -192,3 +192,52 @@ class Admissions(RuleBasedStateMachine):
 
 def test_random_requests_keep_the_books() -> None:
     run_state_machine_as_test(Admissions, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+
+
+def filled(pending: int, *, mean: int, patches: int = 100) -> Admission:
+    """An admission that has so much pending, and has seen requests of one image of ``mean`` patches."""
+    seen = admission(patches=patches)
+    for _ in range(200):
+        grant = seen.admit(num_images=1, num_bytes=1)
+        grant.reserve(mean, math.inf)
+        grant.close()
+    seen.admit(num_images=1, num_bytes=1).reserve(pending, math.inf)
+    return seen
+
+
+@pytest.mark.parametrize(("pending", "refused"), [(70, False), (81, True)])
+def test_at_the_door_a_request_counts_with_what_others_made(pending: int, refused: bool) -> None:
+    refusal = filled(pending, mean=20).refusal_at_the_door()
+    assert (refusal is not None) == refused
+    assert refusal is None or (refusal.reason == "QUEUE_FULL" and refusal.retry_after_s)
+
+
+def test_requests_whose_headers_are_being_read_count_as_well() -> None:
+    busy = filled(50, mean=20)
+    busy.admit(num_images=2, num_bytes=1)
+    with pytest.raises(OverloadedError):
+        busy.admit(num_images=1, num_bytes=1)
+
+
+def test_what_was_expected_gives_way_to_what_is_known() -> None:
+    busy = filled(50, mean=20)
+    grant = busy.admit(num_images=2, num_bytes=1)
+    grant.reserve(1, math.inf)
+    assert (busy.expected_patches, busy.pending_patches) == (0, 51)
+    grant.close()
+    assert (busy.expected_patches, busy.pending_patches) == (0, 50)
+
+
+def test_a_queue_that_is_not_half_full_refuses_nobody_by_estimate() -> None:
+    busy = filled(50, mean=90)
+    busy.admit(num_images=5, num_bytes=1).reserve(50, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("images", "num_bytes", "reason"), [(10, 1, "INFLIGHT_IMAGES"), (1, 1000, "INFLIGHT_BYTES"), (9, 999, None)]
+)
+def test_at_the_door_full_budgets_refuse(images: int, num_bytes: int, reason: str | None) -> None:
+    busy = admission()
+    busy.admit(num_images=images, num_bytes=num_bytes)
+    refusal = busy.refusal_at_the_door()
+    assert (refusal.reason if refusal else None) == reason
