@@ -205,6 +205,9 @@ class Config:
     log_level: str = _option(
         "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
     )
+    log_format: str = _option(
+        "console", _one_of("console", "json"), "FORMAT", "console, for people, or json, one object a line"
+    )
 
 
 @dataclass(frozen=True, slots=True)

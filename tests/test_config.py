@@ -127,6 +127,7 @@ def test_the_options_are_these() -> None:
         "max_image_pixels",
         "drain_s",
         "log_level",
+        "log_format",
     ]
 
 

@@ -43,15 +43,24 @@ class PixelValues:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageTimings:
-    """Seconds that one image spent in each stage of the server. h2d, forward and d2h are its whole batch's."""
+    """Seconds that one image spent in each stage of the server, one after the other without a gap; 0 where it never
+    was, or where the server is older than the stage. h2d, forward and d2h are its whole batch's. See docs/metrics.md.
+    """
 
     admission_s: float
+    window_s: float = 0.0
+    shared_s: float = 0.0
+    decode_wait_s: float = 0.0
     decode_s: float
     resize_s: float
     queue_s: float
+    build_s: float = 0.0
+    device_wait_s: float = 0.0
     h2d_s: float
     forward_s: float
     d2h_s: float
+    collect_s: float = 0.0
+    send_wait_s: float = 0.0
     send_s: float
 
 

@@ -8,6 +8,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.scheduler import Scheduler, Ticket
@@ -16,8 +17,9 @@ from encoder_svc.errors import AttentionKernelError, Reason, request_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from encoder_svc.engine.runner import BatchResult, Runner
+    from encoder_svc.engine.runner import BatchResult, Runner, Submitted
     from encoder_svc.images.types import ProcessedImage
+    from encoder_svc.observability.device import DeviceWatch
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,36 @@ class EncodedItem:
     Attributes:
         data: [rows, width] of the tower's dtype, as bytes.
         queue_s: from the queue's door to the start of its batch.
-        h2d_s, forward_s, d2h_s: of the batch it rode in.
+        build_s, device_wait_s, h2d_s, forward_s, d2h_s: of the batch it rode in; see observability/stages.py.
+        split_s: to cut that batch into images.
+        ended_s: when that was done, on the engine's clock.
     """
 
     data: memoryview
     queue_s: float
+    build_s: float
+    device_wait_s: float
     h2d_s: float
     forward_s: float
     d2h_s: float
+    split_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Ride:
+    """A batch's way through the device; its times are taken in the threads themselves."""
+
+    result: BatchResult
+    begun_s: float
+    ended_s: float
+
+    @property
+    def device_wait_s(self) -> float:
+        """What is none of the batch's own stages: the batch before it was at the device, or a thread was waited for."""
+        result = self.result
+        named_s = result.build_s + result.h2d_s + result.forward_s + result.d2h_s + result.split_s
+        return max(self.ended_s - self.begun_s - named_s, 0.0)
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -52,8 +76,10 @@ class Engine:
 
     Args:
         watchdog_s: a batch that takes longer hangs, and with it the device.
+        watch: is told of every batch.
 
     Attributes:
+        watch: as given.
         broken: set once the device can encode nothing any more. What waits then has failed; the process should end.
     """
 
@@ -62,12 +88,14 @@ class Engine:
         runner: Runner,
         scheduler: Scheduler[Work],
         *,
+        watch: DeviceWatch,
         watchdog_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.broken = asyncio.Event()
         self._runner = runner
         self._scheduler = scheduler
+        self.watch = watch
         self._watchdog_s = watchdog_s
         self._clock = clock
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
@@ -80,6 +108,11 @@ class Engine:
     def queued_patches(self) -> int:
         """Patches that wait for the device."""
         return self._scheduler.queued_patches
+
+    @property
+    def queued_images(self) -> int:
+        """Images that wait for the device."""
+        return len(self._scheduler)
 
     async def encode(self, image: ProcessedImage, *, flow: Hashable = None, timeout_s: float = math.inf) -> EncodedItem:
         """Encodes one image, together with whatever else waits.
@@ -149,22 +182,39 @@ class Engine:
             _fail_broken(batch)
         if self.broken.is_set() or not batch:
             return
-        started_s = self._clock()
+        ended = partial(
+            self.watch.end,
+            self.watch.begin(),
+            num_images=len(batch),
+            num_patches=sum(work.num_patches for work in batch),
+        )
         try:
             async with asyncio.timeout(self._watchdog_s if self._watchdog_s < math.inf else None):
-                result = await self._through_device(batch)
+                ride = await self._through_device(batch)
         except TimeoutError:
+            ended("hung")
             self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
             _fail_broken(batch)
         except Exception as error:
+            ended("out_of_memory" if self._runner.is_out_of_memory(error) else "failed")
             await self._recover(batch, error)
         else:
-            _finish(batch, result, started_s)
+            ended("encoded", busy_s=ride.result.forward_s, padding_ratio=ride.result.padding_ratio)
+            _finish(batch, ride)
 
-    async def _through_device(self, batch: list[Work]) -> BatchResult:
+    async def _through_device(self, batch: list[Work]) -> _Ride:
         loop = asyncio.get_running_loop()
-        submitted = await loop.run_in_executor(self._device, self._runner.submit, [work.image for work in batch])
-        return await loop.run_in_executor(self._waiters, submitted.wait)
+        begun_s, submitted = await loop.run_in_executor(self._device, self._submit, [work.image for work in batch])
+        result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
+        return _Ride(result, begun_s, ended_s)
+
+    def _submit(self, images: list[ProcessedImage]) -> tuple[float, Submitted]:
+        begun_s = self._clock()
+        return begun_s, self._runner.submit(images)
+
+    def _wait(self, submitted: Submitted) -> tuple[BatchResult, float]:
+        result = submitted.wait()
+        return result, self._clock()
 
     async def _recover(self, batch: list[Work], error: Exception) -> None:
         out_of_memory = self._runner.is_out_of_memory(error)
@@ -204,13 +254,24 @@ def _halves(batch: list[Work]) -> list[list[Work]]:
     return [batch[:middle], batch[middle:]]
 
 
-def _finish(batch: list[Work], result: BatchResult, started_s: float) -> None:
+def _finish(batch: list[Work], ride: _Ride) -> None:
+    result = ride.result
     for work, data in zip(batch, result.embeddings, strict=True):
         if data is None:
             _fail([work], Reason.OUTPUT_NOT_FINITE, "The image's embeddings hold NaN or infinity.")
         elif not work.result.done():
             work.result.set_result(
-                EncodedItem(data, started_s - work.enqueued_s, result.h2d_s, result.forward_s, result.d2h_s)
+                EncodedItem(
+                    data,
+                    queue_s=ride.begun_s - work.enqueued_s,
+                    build_s=result.build_s,
+                    device_wait_s=ride.device_wait_s,
+                    h2d_s=result.h2d_s,
+                    forward_s=result.forward_s,
+                    d2h_s=result.d2h_s,
+                    split_s=result.split_s,
+                    ended_s=ride.ended_s,
+                )
             )
 
 

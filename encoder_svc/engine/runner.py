@@ -28,12 +28,17 @@ class BatchResult:
         embeddings: the bytes of each image's [rows, width], of the tower's dtype, in memory of its own; None where
             they hold NaN or infinity.
         h2d_s, forward_s, d2h_s: of the whole batch.
+        build_s: to pack it on the host; split_s: to cut it into images.
+        padding_ratio: the share of the rows on the device that were padding, 0 to 1.
     """
 
     embeddings: list[memoryview | None]
     h2d_s: float
     forward_s: float
     d2h_s: float
+    build_s: float = 0.0
+    split_s: float = 0.0
+    padding_ratio: float = 0.0
 
 
 class Submitted(Protocol):
@@ -74,9 +79,13 @@ class DeviceRunner:
 
     def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
         """See :class:`Runner`."""
+        started_s = time.perf_counter()
         batch = self._build_batch(images, self._tower.encoder)
+        build_s = time.perf_counter() - started_s
         with torch.inference_mode():
-            return self._run_on_host(batch) if self._lanes is None else self._submit_to_gpu(batch, self._lanes)
+            if self._lanes is None:
+                return self._run_on_host(batch, build_s)
+            return self._submit_to_gpu(batch, build_s, self._lanes)
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """See :class:`Runner`."""
@@ -100,12 +109,13 @@ class DeviceRunner:
         rows = self._tower.encoder(batch.segments, batch.inputs)
         return rows, rows.isfinite().all(dim=-1)
 
-    def _run_on_host(self, batch: Batch) -> Submitted:
+    def _run_on_host(self, batch: Batch, build_s: float) -> Submitted:
         started_s = time.perf_counter()
         rows, finite = self._forward(batch)
-        return _Finished(self._split(batch, rows, finite, 0.0, time.perf_counter() - started_s, 0.0))
+        forward_s = time.perf_counter() - started_s
+        return _Finished(self._split(batch, rows, finite, (0.0, forward_s, 0.0), build_s))
 
-    def _submit_to_gpu(self, batch: Batch, lanes: _Lanes) -> Submitted:
+    def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
         with torch.cuda.stream(lanes.h2d):
             marks[0].record()
@@ -122,13 +132,20 @@ class DeviceRunner:
             outputs = [_to_pinned(rows), _to_pinned(finite)]
             marks[5].record()
         # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
-        return _InFlight(self, batch, (on_device, rows, finite), outputs, marks)
+        return _InFlight(self, batch, build_s, (on_device, rows, finite), outputs, marks)
 
     def _split(
-        self, batch: Batch, rows: torch.Tensor, finite: torch.Tensor, h2d_s: float, forward_s: float, d2h_s: float
+        self,
+        batch: Batch,
+        rows: torch.Tensor,
+        finite: torch.Tensor,
+        device_s: tuple[float, float, float],
+        build_s: float,
     ) -> BatchResult:
+        """``device_s``: h2d, forward, d2h."""
+        started_s = time.perf_counter()
         embeddings = self._split_by_image(rows, finite, batch.grids, self._tower.settings.merge_size)
-        return BatchResult(embeddings, h2d_s, forward_s, d2h_s)
+        return BatchResult(embeddings, *device_s, build_s=build_s, split_s=time.perf_counter() - started_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +160,16 @@ class _Finished:
 class _InFlight:
     runner: DeviceRunner
     batch: Batch
+    build_s: float
     kept: tuple[object, ...]
     outputs: list[torch.Tensor]
     marks: list[torch.cuda.Event]
 
     def wait(self) -> BatchResult:
         self.marks[-1].synchronize()
-        intervals_s = [self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 4)]
+        h2d_s, forward_s, d2h_s = (self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 4))
         rows, finite = self.outputs
-        return self.runner._split(self.batch, rows, finite, *intervals_s)
+        return self.runner._split(self.batch, rows, finite, (h2d_s, forward_s, d2h_s), self.build_s)
 
 
 class _Lanes:

@@ -84,15 +84,11 @@ class ImageProcessor:
         """
         match source:
             case EncodedImageBytes(data):
-                started_s = time.perf_counter()
                 opened = OpenedImage(data, self.limits)
-                open_s = time.perf_counter() - started_s
-                return self._plan_pixels(opened.height, opened.width, opened.decode, open_s)
+                return self._plan_pixels(opened.height, opened.width, opened.decode)
             case RawRgb(height, width, data):
                 self._check_raw(source)
-                return self._plan_pixels(
-                    height, width, lambda: np.frombuffer(data, np.uint8).reshape(height, width, 3), 0.0
-                )
+                return self._plan_pixels(height, width, lambda: np.frombuffer(data, np.uint8).reshape(height, width, 3))
             case PixelValues(grid):
                 self._check_pixel_values(source)
                 return PlannedImage(grid, lambda: self._pixel_values(source))
@@ -102,7 +98,6 @@ class ImageProcessor:
         height: int,
         width: int,
         decode: Callable[[], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]],
-        open_s: float,
     ) -> PlannedImage:
         settings = self.settings
         resized = smart_resize(
@@ -117,7 +112,7 @@ class ImageProcessor:
             resized_HWC = resize(pixels_HWC, *resized, settings.resize)
             _, patches = patchify(resized_HWC, patch_size=settings.patch_size, merge_size=settings.merge_size)
             done_s = time.perf_counter()
-            return ProcessedImage(grid, patches, decoded_s - started_s + open_s, done_s - decoded_s)
+            return ProcessedImage(grid, patches, decoded_s - started_s, done_s - decoded_s)
 
         return PlannedImage(grid, process)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import Reason, request_error
 from encoder_svc.server.info import DTYPES
-from encoder_svc.server.pipeline import Timings
 from encoder_svc.server.status import item_error
 from encoder_svc.transport.chunks import chunks
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from encoder_svc.errors import RequestError
     from encoder_svc.models.tower import VisionTower
+    from encoder_svc.observability.request import RequestRecord
+    from encoder_svc.observability.stages import Stages
     from encoder_svc.server.pipeline import Embeddings
 
 
@@ -26,7 +28,7 @@ class CallerLeftError(Exception):
 
 
 class Answer:
-    """Writes one call's answer. Whatever it says of images is also counted in ``summary``.
+    """Writes one call's answer. Whatever it says of images is also counted in ``summary``, and told to ``record``.
 
     Args:
         send_timeout_s: how long the caller may leave one message unread.
@@ -36,6 +38,7 @@ class Answer:
         self,
         context: grpc.aio.ServicerContext[Any, Any],
         tower: VisionTower,
+        record: RequestRecord,
         *,
         num_images: int,
         request_id: str,
@@ -44,8 +47,8 @@ class Answer:
         self.summary = encoder_pb2.Summary(num_images=num_images, request_id=request_id)
         self._context = context
         self._tower = tower
+        self._record = record
         self._send_timeout_s = send_timeout_s
-        self._started_s = time.perf_counter()
         # gRPC takes one message at a time; and images one after the other, so that the first is whole sooner.
         self._one_image = asyncio.Lock()
 
@@ -55,44 +58,44 @@ class Answer:
         key: str,
         embeddings: Embeddings,
         *,
-        timings: Timings | None = None,
-        admission_s: float = 0.0,
+        outcome: str,
+        stages: Stages,
+        ready_s: float,
         with_data: bool = True,
     ) -> None:
         """Header, chunks (unless ``with_data`` is false), done.
 
+        Args:
+            outcome, stages: how the embeddings were come by, and the stages that they passed.
+            ready_s: when the last of those ended, on ``time.monotonic``.
+
         Raises:
             RequestError: STREAM_STALLED.
         """
-        timings = timings or Timings()
         async with self._one_image:
-            started_s = time.perf_counter()
+            started_s = time.monotonic()
+            stages = replace(stages, send_wait_s=started_s - ready_s)
             await self._write(header=self._header(index, key, embeddings))
             for offset, data in chunks(embeddings.data) if with_data else ():
                 await self._write(chunk=encoder_pb2.ItemChunk(index=index, offset=offset, data=data))
-            stages = encoder_pb2.StageTimings(
-                admission_s=admission_s,
-                decode_s=timings.decode_s,
-                resize_s=timings.resize_s,
-                queue_s=timings.queue_s,
-                h2d_s=timings.h2d_s,
-                forward_s=timings.forward_s,
-                d2h_s=timings.d2h_s,
-                send_s=time.perf_counter() - started_s,
-            )
-            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=embeddings.crc32, timings=stages))
-        self.summary.num_rows += self._num_rows(embeddings)
-        self.summary.num_bytes += embeddings.nbytes if with_data else 0
+            timings = encoder_pb2.StageTimings(**asdict(replace(stages, send_s=time.monotonic() - started_s)))
+            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=embeddings.crc32, timings=timings))
+            stages = replace(stages, send_s=time.monotonic() - started_s)
+        num_rows, num_bytes = self._num_rows(embeddings), embeddings.nbytes if with_data else 0
+        self.summary.num_rows += num_rows
+        self.summary.num_bytes += num_bytes
+        self._record.image_sent(index, outcome, stages, num_rows=num_rows, num_bytes=num_bytes)
 
     async def failure(self, index: int, error: RequestError) -> None:
         """One image's error."""
         self.summary.num_failed += 1
         async with self._one_image:
             await self._write(error=item_error(index, error))
+        self._record.image_failed(index, error.reason)
 
     async def end(self) -> None:
         """The summary."""
-        self.summary.duration_s = time.perf_counter() - self._started_s
+        self.summary.duration_s = self._record.elapsed_s()
         await self._write(summary=self.summary)
 
     async def _write(self, **event: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,15 +16,20 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.observability.logs import configure_logs
+from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.request import Observer
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.gate import Gate
+from encoder_svc.server.gauges import pipeline_gauges
 from encoder_svc.server.loading import Loader
 from encoder_svc.server.servicer import EncoderServicer, Serving
 
@@ -60,9 +66,9 @@ def run_server(loaded: LoadedConfig) -> int:
     """
     config = loaded.config
     use_one_heap()
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    configure_logs(config.log_level, config.log_format, sys.stderr)
+    # A second series beside each, which says only when it was first used.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     with ExitStack() as temporary:
         # Until the loop takes over. An exception could get lost in an import or a destructor, so nothing is raised.
         def end_at_once(*_: object) -> None:
@@ -73,7 +79,8 @@ def run_server(loaded: LoadedConfig) -> int:
             signal.signal(signal_number, end_at_once)
         logger.info("configuration:\n%s", loaded.describe())
         model = temporary.enter_context(_model_folder(config))
-        server = Server(config, Loader(config, model))
+        metrics = Metrics()
+        server = Server(config, Loader(config, model, metrics), Observer(metrics))
         code = asyncio.run(server.run())
     if server.has_stuck_thread:
         os._exit(code)
@@ -87,8 +94,11 @@ class Server:
         has_stuck_thread: a thread runs that cannot be interrupted: it reads weights, or hangs in the device.
     """
 
-    def __init__(self, config: Config, loader: Loader) -> None:
+    def __init__(self, config: Config, loader: Loader, observer: Observer) -> None:
         self.has_stuck_thread = False
+        self._observer = observer
+        self._metrics = observer.metrics
+        self._draining_since_s: float | None = None
         self._config = config
         self._loader = loader
         self._servicer = EncoderServicer(
@@ -97,7 +107,17 @@ class Server:
                 send_timeout_s=config.send_timeout_s,
                 lease_s=config.lease_s,
                 max_lease_s=config.max_lease_s,
-            )
+            ),
+            observer,
+        )
+        self._metrics.read_at_scrape(
+            {
+                "encoder_requests_running": lambda: observer.num_running,
+                "encoder_ready": lambda: self._servicer.is_open,
+                "encoder_draining": lambda: self._draining_since_s is not None,
+                "encoder_draining_seconds": lambda: time.monotonic() - (self._draining_since_s or time.monotonic()),
+                "encoder_drain_limit_seconds": lambda: config.drain_s,
+            }
         )
         self._health = health.aio.HealthServicer()
         self._stop = asyncio.Event()
@@ -109,6 +129,10 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(signal_number, self._on_signal)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         server, port = self._bind()
+        with metrics_server(self._metrics.registry, self._config.host, self._config.metrics_port):
+            return await self._run(server, port)
+
+    async def _run(self, server: grpc.aio.Server, port: int) -> int:
         await server.start()
         try:
             pipeline = await self._load()
@@ -120,12 +144,13 @@ class Server:
             await server.stop(None)
             self.has_stuck_thread = True
             return EXIT_OK
-        with metrics_server(_metrics_of(pipeline.tower).registry, self._config.host, self._config.metrics_port):
-            self._servicer.open(pipeline)
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-            logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
-            await self._until_stopped_or_broken(pipeline)
-            return await self._drain(server, pipeline)
+        self._metrics.set_build_info(**_build_info(pipeline.tower))
+        self._metrics.read_at_scrape(pipeline_gauges(pipeline))
+        self._servicer.open(pipeline)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
+        await self._until_stopped_or_broken(pipeline)
+        return await self._drain(server, pipeline)
 
     def _on_signal(self) -> None:
         """The first signal ends serving, the second the drain."""
@@ -134,7 +159,7 @@ class Server:
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         host, port = self._config.host, self._config.port
         server = grpc.aio.server(
-            interceptors=[Gate(self._servicer)],
+            interceptors=[Gate(self._servicer, self._observer)],
             options=[
                 ("grpc.max_receive_message_length", self._loader.limits.max_request_bytes + _MESSAGE_SLACK_BYTES),
                 ("grpc.so_reuseport", 0),
@@ -160,16 +185,20 @@ class Server:
         return loading.result() if loading.done() else None
 
     async def _until_stopped_or_broken(self, pipeline: Pipeline) -> None:
-        expiring = asyncio.create_task(pipeline.expire_leases())
+        background = [
+            asyncio.create_task(pipeline.expire_leases()),
+            asyncio.create_task(probe_loop_lag(self._metrics)),
+        ]
         ends = [asyncio.create_task(self._stop.wait()), asyncio.create_task(pipeline.engine.broken.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in (expiring, *ends):
+        for task in (*background, *ends):
             task.cancel()
 
     async def _drain(self, server: grpc.aio.Server, pipeline: Pipeline) -> int:
         """Lets running requests finish. Returns the exit code."""
         broken = pipeline.engine.broken.is_set()
         self._stop.set()
+        self._draining_since_s = time.monotonic()
         logger.info("draining for up to %g s; a second signal ends it", self._config.drain_s)
         self._servicer.close(_BROKEN if broken else _DRAINING)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -189,20 +218,18 @@ class Server:
             await self._health.set(service, status)
 
 
-def _metrics_of(tower: VisionTower) -> Metrics:
-    metrics = Metrics()
-    metrics.set_build_info(
-        version=__version__,
-        device=tower.platform.device_name(),
-        dtype=tower.dtype,
-        model=tower.model,
-        revision=tower.revision,
-        platform=tower.platform.name,
-        attn_backend=tower.selection.backend,
-        attn_implementation=tower.selection.implementation,
-        attn_source=tower.selection.source,
-    )
-    return metrics
+def _build_info(tower: VisionTower) -> dict[str, str]:
+    return {
+        "version": __version__,
+        "model": tower.model,
+        "revision": tower.revision,
+        "platform": tower.platform.name,
+        "device": tower.platform.device_name(),
+        "dtype": tower.dtype,
+        "attn_backend": tower.selection.backend,
+        "attn_implementation": tower.selection.implementation,
+        "attn_source": tower.selection.source,
+    }
 
 
 @contextmanager

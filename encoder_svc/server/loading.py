@@ -23,6 +23,7 @@ from encoder_svc.images.limits import Limits
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
+from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.server.pipeline import Pipeline
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from encoder_svc.config import Config
+    from encoder_svc.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,13 @@ _MAX_BATCH_PATCHES_ON_CPU = 4_096
 class Loader:
     """What is decided before a weight is read, and :meth:`load`, which reads them."""
 
-    def __init__(self, config: Config, model: str) -> None:
+    def __init__(self, config: Config, model: str, metrics: Metrics) -> None:
         """
         Raises:
             StartupError: the checkpoint, the device or the attention backend cannot be served.
         """
         self._config = config
+        self._metrics = metrics
         self.limits = Limits(
             max_image_bytes=config.max_image_bytes,
             max_request_bytes=config.max_request_bytes,
@@ -133,11 +136,12 @@ class Loader:
             max_inflight_images=config.max_inflight_images,
             max_inflight_bytes=config.max_inflight_bytes,
         )
+        watch = DeviceWatch(self._metrics)
         return Pipeline(
             tower=tower,
             processor=tower.workflow.load_input_processor()(self._settings, self.limits),
             keys=ContentKeys(tower.config_hash, self._settings.hash()),
-            engine=Engine(DeviceRunner(tower), scheduler, watchdog_s=config.watchdog_s or math.inf),
+            engine=Engine(DeviceRunner(tower), scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
             admission=Admission(budgets, time.monotonic),
             store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
             flights=SingleFlight(),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.observability.stages import Stages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import ThreadPoolExecutor
 
     from encoder_svc.cache.keys import ContentKeys
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from encoder_svc.engine.admission import Admission
     from encoder_svc.engine.engine import Engine
     from encoder_svc.images.processor import ImageProcessor, PlannedImage
-    from encoder_svc.images.types import GridThw, ImageSource
+    from encoder_svc.images.types import GridThw, ImageSource, ProcessedImage
     from encoder_svc.models.tower import VisionTower
 
 
@@ -38,24 +39,20 @@ class Embeddings:
         return self.data.nbytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """Seconds; all zero for embeddings that were cached."""
-
-    decode_s: float = 0.0
-    resize_s: float = 0.0
-    queue_s: float = 0.0
-    h2d_s: float = 0.0
-    forward_s: float = 0.0
-    d2h_s: float = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Embeddings, and where the time went."""
+    """Embeddings, how they were come by, and where the time went.
+
+    Attributes:
+        outcome: ``encoded``, ``cached`` or ``shared`` (with another caller).
+        stages: from ``shared`` to ``collect``; all zero if they were cached.
+        ready_s: when the last of those ended, on ``time.monotonic``.
+    """
 
     embeddings: Embeddings
-    timings: Timings
+    outcome: str
+    stages: Stages
+    ready_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +153,13 @@ class Pipeline:
         """For one request."""
         return RequestShare(self._decodes_per_request)
 
-    async def encode(self, image: AdmittedImage, share: RequestShare, deadline_s: float) -> Encoded:
+    async def encode(self, image: AdmittedImage, share: RequestShare, *, deadline_s: float, since_s: float) -> Encoded:
         """An admitted image's embeddings: cached, or from whoever encodes the same image now, or encoded.
 
         Args:
             share: the request's.
             deadline_s: on ``time.monotonic``.
+            since_s: when the image's stage before ended, on the same clock.
 
         Raises:
             RequestError: the image's own fault, or the device's.
@@ -171,41 +169,54 @@ class Pipeline:
             raise plan
         kept = self.store.get(image.key) or image.cached
         if kept is not None:
-            return Encoded(kept, Timings())
+            return Encoded(kept, "cached", Stages(), since_s)
+        shared_s, led = 0.0, False
+
+        async def lead() -> Encoded:
+            nonlocal led
+            led = True
+            return await self._encode_and_keep(image.key, plan, share, deadline_s, since_s + shared_s)
+
         while True:
-            led = False
-
-            async def lead() -> Encoded:
-                nonlocal led
-                led = True
-                return await self._encode_and_keep(image.key, plan, share, deadline_s)
-
             try:
-                return await self._flights.run(image.key, lead)
+                encoded = await self._flights.run(image.key, lead)
+                if led:
+                    return replace(encoded, stages=replace(encoded.stages, shared_s=shared_s))
+                ready_s = time.monotonic()
+                return Encoded(encoded.embeddings, "shared", Stages(shared_s=ready_s - since_s), ready_s)
             except RequestError as error:
                 # Somebody else's time ran out, not ours: lead the next flight, or join it.
                 if led or error.reason != Reason.DEADLINE_EXCEEDED or time.monotonic() >= deadline_s:
                     raise
+                shared_s = time.monotonic() - since_s
 
-    async def _encode_and_keep(self, key: str, plan: PlannedImage, share: RequestShare, deadline_s: float) -> Encoded:
+    async def _encode_and_keep(
+        self, key: str, plan: PlannedImage, share: RequestShare, deadline_s: float, since_s: float
+    ) -> Encoded:
         loop = asyncio.get_running_loop()
         async with share.decode_slots:
             if time.monotonic() >= deadline_s:
                 raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
-            processed = await loop.run_in_executor(self._image_threads, plan.process)
+            began_s, processed, done_s = await loop.run_in_executor(self._image_threads, _timed, plan.process)
+        queued_s = time.monotonic()
         item = await self.engine.encode(processed, flow=share, timeout_s=deadline_s - time.monotonic())
         crc32 = await asyncio.to_thread(zlib.crc32, item.data)
         embeddings = Embeddings(processed.grid, item.data, crc32)
         self.store.put(key, embeddings)
-        timings = Timings(
+        ready_s = time.monotonic()
+        stages = Stages(
+            decode_wait_s=began_s - since_s,
             decode_s=processed.decode_s,
             resize_s=processed.resize_s,
-            queue_s=item.queue_s,
+            queue_s=queued_s - done_s + item.queue_s,
+            build_s=item.build_s,
+            device_wait_s=item.device_wait_s,
             h2d_s=item.h2d_s,
             forward_s=item.forward_s,
             d2h_s=item.d2h_s,
+            collect_s=item.split_s + ready_s - item.ended_s,
         )
-        return Encoded(embeddings, timings)
+        return Encoded(embeddings, "encoded", stages, ready_s)
 
     async def expire_leases(self) -> None:
         """Frees leases that ran out, also while nobody calls. Runs until cancelled."""
@@ -218,3 +229,10 @@ class Pipeline:
         await self.engine.aclose()
         self._header_threads.shutdown(wait=False, cancel_futures=True)
         self._image_threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(process: Callable[[], ProcessedImage]) -> tuple[float, ProcessedImage, float]:
+    """What it returns, between when it began and when it was done: taken in its own thread."""
+    began_s = time.monotonic()
+    processed = process()
+    return began_s, processed, time.monotonic()

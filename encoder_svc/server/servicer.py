@@ -6,29 +6,36 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.errors import CODES, Reason, RequestError, request_error
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
+from encoder_svc.observability.stages import Stages
 from encoder_svc.server.answer import Answer, CallerLeftError
 from encoder_svc.server.info import DTYPE_NAMES, model_info
 from encoder_svc.server.status import abort
 from encoder_svc.server.window import PatchWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     import grpc.aio
 
     from encoder_svc.engine.admission import Grant
+    from encoder_svc.observability.request import Observer, RequestRecord
     from encoder_svc.server.pipeline import AdmittedImage, Encoded, Pipeline, RequestShare
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A caller's deadline began before it reached us, and its cancellation comes before ours ends.
+_CALLERS_LEAD_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +51,18 @@ class Serving:
 class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
     """Refuses with STARTING until :meth:`open`, and with another reason after :meth:`close`."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, observer: Observer) -> None:
         self._serving = serving
+        self._observer = observer
         self._pipeline: Pipeline | None = None
         self._refusal = request_error(Reason.STARTING, "The model is being loaded; try again shortly.")
         self._running: set[asyncio.Task[Any]] = set()
         self._cut_short = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self._pipeline is not None
 
     def open(self, pipeline: Pipeline) -> None:
         """Begins to serve."""
@@ -65,7 +78,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         if self._pipeline is None:
             return self._refusal
         if method == "EncodeImages" and (refusal := self._pipeline.admission.refusal_at_the_door()):
-            logger.info("a request was refused before it was read: %s", refusal.reason)
             return refusal
         return None
 
@@ -89,84 +101,108 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         self, request: encoder_pb2.GetModelInfoRequest, context: Context
     ) -> encoder_pb2.GetModelInfoResponse:
         """See protos/encoder/v1/encoder.proto."""
-        if self._pipeline is None:
-            await abort(context, self._refusal)
-        return model_info(self._pipeline.tower, self._pipeline.processor.limits)
+
+        async def work(_: RequestRecord) -> encoder_pb2.GetModelInfoResponse:
+            pipeline = self._opened()
+            return model_info(pipeline.tower, pipeline.processor.limits)
+
+        return await self._answered("GetModelInfo", "", context, work)
 
     async def EncodeImages(  # type: ignore[override]  # a coroutine that writes, where the stub has a generator
         self, request: encoder_pb2.EncodeImagesRequest, context: Context
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
-        if self._pipeline is None:
-            await abort(context, self._refusal)
-        await self._answered(request.request_id, context, self._encode_images(self._pipeline, request, context))
+        with suppress(CallerLeftError):
+            await self._answered(
+                "EncodeImages",
+                request.request_id,
+                context,
+                lambda record: self._encode_images(self._opened(), request, context, record),
+            )
 
     async def FetchEmbeddings(  # type: ignore[override]
         self, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
-        if self._pipeline is None:
-            await abort(context, self._refusal)
-        await self._answered(request.request_id, context, self._fetch(self._pipeline, request, context))
+        with suppress(CallerLeftError):
+            await self._answered(
+                "FetchEmbeddings",
+                request.request_id,
+                context,
+                lambda record: self._fetch(self._opened(), request, context, record),
+            )
 
     async def ReleaseEmbeddings(
         self, request: encoder_pb2.ReleaseEmbeddingsRequest, context: Context
     ) -> encoder_pb2.ReleaseEmbeddingsResponse:
         """See protos/encoder/v1/encoder.proto."""
-        if self._pipeline is None:
-            await abort(context, self._refusal)
-        try:
-            self._pipeline.processor.limits.check_num_images(len(request.keys))
-        except RequestError as error:
-            await abort(context, error)
-        released = sum(self._pipeline.store.release(key) for key in request.keys)
-        return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
 
-    async def _answered(self, request_id: str, context: Context, work: Awaitable[encoder_pb2.Summary]) -> None:
-        """Runs a request and turns what it raises into a status."""
+        async def work(_: RequestRecord) -> encoder_pb2.ReleaseEmbeddingsResponse:
+            pipeline = self._opened()
+            pipeline.processor.limits.check_num_images(len(request.keys))
+            released = sum(pipeline.store.release(key) for key in request.keys)
+            return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
+
+        return await self._answered("ReleaseEmbeddings", "", context, work)
+
+    def _opened(self) -> Pipeline:
+        """
+        Raises:
+            RequestError: STARTING, DRAINING or DEVICE_BROKEN.
+        """
+        if self._pipeline is None:
+            raise self._refusal
+        return self._pipeline
+
+    async def _answered(
+        self, method: str, request_id: str, context: Context, work: Callable[[RequestRecord], Awaitable[T]]
+    ) -> T:
+        """Runs a call, turns what it raises into a status, and has it recorded.
+
+        Raises:
+            CallerLeftError: nobody is there to be told a status.
+        """
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            summary = await work
-        except RequestError as error:
-            logger.info("request %.64r refused: %s", request_id, error.reason)
-            await abort(context, error)
-        except asyncio.CancelledError:
-            if not self._cut_short:
-                raise
-            await abort(context, self._refusal)
-        except CallerLeftError:
-            logger.info("request %.64r: the caller left while it was being answered", request_id)
-            return
-        except Exception:
-            logger.exception("request %.64r failed", request_id)
-            await abort(context, request_error(Reason.INTERNAL, "The server failed on this request."))
+            # Recorded before the status is sent, which waits for a caller that does not read.
+            with self._observer.request(method, request_id, context.invocation_metadata() or ()) as record:
+                context.set_trailing_metadata(record.metadata())
+                try:
+                    return await work(record)
+                except RequestError as error:
+                    failure = error
+                except asyncio.CancelledError:
+                    if not self._cut_short:
+                        reason = Reason.DEADLINE_EXCEEDED if _is_out_of_time(context) else Reason.CANCELLED
+                        record.failed(CODES[reason], reason)
+                        raise
+                    failure = self._refusal
+                except CallerLeftError:
+                    record.failed(CODES[Reason.CANCELLED], Reason.CANCELLED)
+                    raise
+                except Exception:
+                    logger.exception("a call failed")
+                    failure = request_error(Reason.INTERNAL, "The server failed on this request.")
+                record.failed(failure.code, failure.reason)
+            await abort(context, failure)
         finally:
             self._running.discard(task)
-        logger.info(
-            "request %.64r: %d images, %d failed, %d rows, %.1f ms",
-            request_id,
-            summary.num_images,
-            summary.num_failed,
-            summary.num_rows,
-            summary.duration_s * 1e3,
-        )
 
     async def _encode_images(
-        self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context
-    ) -> encoder_pb2.Summary:
+        self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context, record: RequestRecord
+    ) -> None:
         """The whole life of one request. Cancelling it takes its images out of every queue."""
         pipeline.processor.limits.check_request_id(request.request_id)
-        started_s = time.monotonic()
         time_remaining_s = context.time_remaining()
-        deadline_s = math.inf if time_remaining_s is None else started_s + time_remaining_s
+        deadline_s = math.inf if time_remaining_s is None else time.monotonic() + time_remaining_s
         lease_s = self._lease_s(request)
-        with _admitted(pipeline, request) as grant:
+        with _admitted(pipeline, request, record) as grant:
             images = await pipeline.admit([_source(image) for image in request.images])
             pipeline.processor.limits.check_request_patches(sum(image.grid_patches for image in images))
             grant.reserve(sum(image.num_patches for image in images), deadline_s - time.monotonic())
-            answer = self._answer(context, pipeline, len(images), request.request_id)
+            answer = self._answer(context, pipeline, len(images), request.request_id, record)
             one = _OneRequest(
                 pipeline=pipeline,
                 grant=grant,
@@ -175,7 +211,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
                 share=pipeline.share(),
                 deadline_s=deadline_s,
                 lease_s=lease_s,
-                admission_s=time.monotonic() - started_s,
+                arrived_s=record.arrived_s,
+                admitted_s=time.monotonic(),
             )
             try:
                 async with asyncio.TaskGroup() as images_running:
@@ -184,14 +221,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             except ExceptionGroup as group:
                 raise group.exceptions[0] from None
             await answer.end()
-            return answer.summary
 
     async def _fetch(
-        self, pipeline: Pipeline, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
-    ) -> encoder_pb2.Summary:
+        self, pipeline: Pipeline, request: encoder_pb2.FetchEmbeddingsRequest, context: Context, record: RequestRecord
+    ) -> None:
         pipeline.processor.limits.check_request_id(request.request_id)
         pipeline.processor.limits.check_num_images(len(request.keys))
-        answer = self._answer(context, pipeline, len(request.keys), request.request_id)
+        record.admitted(len(request.keys))
+        answer = self._answer(context, pipeline, len(request.keys), request.request_id, record)
         for index, key in enumerate(request.keys):
             await pipeline.promises.wait(key)
             try:
@@ -199,14 +236,16 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             except RequestError as error:
                 await answer.failure(index, error)
             else:
-                await answer.image(index, key, embeddings)
+                await answer.image(index, key, embeddings, outcome="fetched", stages=Stages(), ready_s=time.monotonic())
         await answer.end()
-        return answer.summary
 
-    def _answer(self, context: Context, pipeline: Pipeline, num_images: int, request_id: str) -> Answer:
+    def _answer(
+        self, context: Context, pipeline: Pipeline, num_images: int, request_id: str, record: RequestRecord
+    ) -> Answer:
         return Answer(
             context,
             pipeline.tower,
+            record,
             num_images=num_images,
             request_id=request_id,
             send_timeout_s=self._serving.send_timeout_s,
@@ -239,14 +278,16 @@ class _OneRequest:
     share: RequestShare
     deadline_s: float
     lease_s: float | None
-    admission_s: float
+    arrived_s: float
+    admitted_s: float
 
     async def run(self, image: AdmittedImage) -> None:
         """One image, from admission to the last byte. Raises only what ends the whole request."""
         completed = False
         try:
             async with self.window.room(image.num_patches):
-                encoded = await self._encode(image)
+                entered_s = time.monotonic()
+                encoded = await self._encode(image, entered_s)
                 if isinstance(encoded, RequestError):
                     await self.answer.failure(image.index, encoded)
                     return
@@ -254,21 +295,26 @@ class _OneRequest:
                     image.index,
                     image.key,
                     encoded.embeddings,
-                    timings=encoded.timings,
-                    admission_s=self.admission_s,
+                    outcome=encoded.outcome,
+                    stages=replace(
+                        encoded.stages,
+                        admission_s=self.admitted_s - self.arrived_s,
+                        window_s=entered_s - self.admitted_s,
+                    ),
+                    ready_s=encoded.ready_s,
                     with_data=not self.lease_s,
                 )
                 completed = True
         finally:
             self.grant.image_done(image.num_patches, completed=completed)
 
-    async def _encode(self, image: AdmittedImage) -> Encoded | RequestError:
+    async def _encode(self, image: AdmittedImage, since_s: float) -> Encoded | RequestError:
         """The image's embeddings, leased if they are to be retained; or what went wrong with it."""
         try:
             if self.lease_s is None:
-                return await self.pipeline.encode(image, self.share, self.deadline_s)
+                return await self.pipeline.encode(image, self.share, deadline_s=self.deadline_s, since_s=since_s)
             with self.pipeline.promises.promise(image.key):
-                encoded = await self.pipeline.encode(image, self.share, self.deadline_s)
+                encoded = await self.pipeline.encode(image, self.share, deadline_s=self.deadline_s, since_s=since_s)
                 self.pipeline.store.lease(image.key, encoded.embeddings, self.lease_s)
                 return encoded
         except RequestError as error:
@@ -278,8 +324,13 @@ class _OneRequest:
             return request_error(Reason.INTERNAL, "The server failed on this image.")
 
 
+def _is_out_of_time(context: Context) -> bool:
+    seconds = context.time_remaining()
+    return seconds is not None and seconds <= _CALLERS_LEAD_S
+
+
 @contextmanager
-def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> Iterator[Grant]:
+def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, record: RequestRecord) -> Iterator[Grant]:
     """Room for a request while it runs.
 
     Raises:
@@ -289,6 +340,7 @@ def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> I
     limits.check_num_images(len(request.images))
     limits.check_request_bytes(num_bytes)
     grant = pipeline.admission.admit(num_images=len(request.images), num_bytes=num_bytes)
+    record.admitted(len(request.images), num_bytes)
     try:
         yield grant
     finally:

@@ -37,7 +37,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError
         )
     )
     try:
-        await context.abort(status.code, status.details or "", status.trailing_metadata or ())
+        # What was set before, such as the trace's context, would be dropped.
+        metadata = (*(context.trailing_metadata() or ()), *(status.trailing_metadata or ()))
+        await context.abort(status.code, status.details or "", metadata)
     except grpc.aio.AbortError:
         raise
     except Exception:  # the caller left before the status could be sent

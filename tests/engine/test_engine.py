@@ -15,6 +15,8 @@ from encoder_svc.engine.runner import BatchResult
 from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.errors import AttentionKernelError, RequestError
 from encoder_svc.images.types import GridThw, ProcessedImage
+from encoder_svc.observability.device import DeviceWatch
+from encoder_svc.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +83,10 @@ def image(number: int, patches: int = 4) -> ProcessedImage:
 
 def engine(device: Device, *, watchdog_s: float = 10, **bounds: int) -> Engine:
     return Engine(
-        device, Scheduler(**({"max_batch_patches": 16, "max_batch_images": 8} | bounds)), watchdog_s=watchdog_s
+        device,
+        Scheduler(**({"max_batch_patches": 16, "max_batch_images": 8} | bounds)),
+        watch=DeviceWatch(Metrics()),
+        watchdog_s=watchdog_s,
     )
 
 

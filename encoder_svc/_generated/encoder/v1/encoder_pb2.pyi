@@ -324,8 +324,9 @@ Global___ItemDone: typing_extensions.TypeAlias = ItemDone
 
 @typing.final
 class StageTimings(google.protobuf.message.Message):
-    """Seconds that one image spent in each stage. A batch's h2d, forward and d2h are those of the
-    whole batch that the image rode in.
+    """Seconds that one image spent in each stage; 0 where it never was. A batch's h2d, forward and d2h are those of the
+    whole batch that the image rode in. The stages follow each other without a gap, in this order: admission, window,
+    shared, decode_wait, decode, resize, queue, build, device_wait, h2d, forward, d2h, collect, send_wait, send.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -338,6 +339,13 @@ class StageTimings(google.protobuf.message.Message):
     FORWARD_S_FIELD_NUMBER: builtins.int
     D2H_S_FIELD_NUMBER: builtins.int
     SEND_S_FIELD_NUMBER: builtins.int
+    WINDOW_S_FIELD_NUMBER: builtins.int
+    SHARED_S_FIELD_NUMBER: builtins.int
+    DECODE_WAIT_S_FIELD_NUMBER: builtins.int
+    BUILD_S_FIELD_NUMBER: builtins.int
+    DEVICE_WAIT_S_FIELD_NUMBER: builtins.int
+    COLLECT_S_FIELD_NUMBER: builtins.int
+    SEND_WAIT_S_FIELD_NUMBER: builtins.int
     admission_s: builtins.float
     decode_s: builtins.float
     resize_s: builtins.float
@@ -346,6 +354,21 @@ class StageTimings(google.protobuf.message.Message):
     forward_s: builtins.float
     d2h_s: builtins.float
     send_s: builtins.float
+    """Until this message."""
+    window_s: builtins.float
+    """Until the images of the same request before it left room."""
+    shared_s: builtins.float
+    """Until another caller, who came first with the same image, had it encoded; then decode_wait to collect are 0."""
+    decode_wait_s: builtins.float
+    """Until a thread was free to decode it."""
+    build_s: builtins.float
+    """Its batch was packed on the host."""
+    device_wait_s: builtins.float
+    """Its batch had been given to the device, which was at another, or a thread was waited for."""
+    collect_s: builtins.float
+    """Cut out of its batch and given a checksum."""
+    send_wait_s: builtins.float
+    """Until the images of the same request before it had been written."""
     def __init__(
         self,
         *,
@@ -357,8 +380,15 @@ class StageTimings(google.protobuf.message.Message):
         forward_s: builtins.float = ...,
         d2h_s: builtins.float = ...,
         send_s: builtins.float = ...,
+        window_s: builtins.float = ...,
+        shared_s: builtins.float = ...,
+        decode_wait_s: builtins.float = ...,
+        build_s: builtins.float = ...,
+        device_wait_s: builtins.float = ...,
+        collect_s: builtins.float = ...,
+        send_wait_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["admission_s", b"admission_s", "d2h_s", b"d2h_s", "decode_s", b"decode_s", "forward_s", b"forward_s", "h2d_s", b"h2d_s", "queue_s", b"queue_s", "resize_s", b"resize_s", "send_s", b"send_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["admission_s", b"admission_s", "build_s", b"build_s", "collect_s", b"collect_s", "d2h_s", b"d2h_s", "decode_s", b"decode_s", "decode_wait_s", b"decode_wait_s", "device_wait_s", b"device_wait_s", "forward_s", b"forward_s", "h2d_s", b"h2d_s", "queue_s", b"queue_s", "resize_s", b"resize_s", "send_s", b"send_s", "send_wait_s", b"send_wait_s", "shared_s", b"shared_s", "window_s", b"window_s"]) -> None: ...
 
 Global___StageTimings: typing_extensions.TypeAlias = StageTimings
 
@@ -406,6 +436,7 @@ class Summary(google.protobuf.message.Message):
     num_rows: builtins.int
     num_bytes: builtins.int
     duration_s: builtins.float
+    """From the call's arrival to this message."""
     request_id: builtins.str
     def __init__(
         self,
