@@ -1,91 +1,122 @@
 #!/usr/bin/env python3
-"""Latency of small requests, alone and beside one request of 64 large images.
+"""Latency of small requests, alone and beside one caller's 64 large images.
 
-    python benchmarks/fairness.py [--max-batch-patches N …]
+    python benchmarks/fairness.py [--model DIR] [--rounds 2] [-- SERVE OPTIONS …]
 
-Twenty callers each send one 112 × 112 image after another; the large images are 800 × 800. Prints, for each batch
-budget, both sides twice, interleaved. Tiny qwen2_5_vl on the CPU, no cache.
+Twenty callers each send one 112 × 112 JPEG after another; the large images are JPEGs of 1024 × 1024, in one request
+from another process. Prints both sides, interleaved, and in which stages the slowest twentieth of the small ones spent
+their time. Without --model: tiny qwen2_5_vl; always on the CPU and without a cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from encoder_svc.client import AsyncEncoderClient
+from encoder_svc.bench.pictures import noise_picture
+from encoder_svc.client import AsyncEncoderClient, EncoderClient
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 NUM_CALLERS = 20
-ALONE_S = 4.0
+NUM_LARGE = 64
+ALONE_S = 5.0
+
+Sample = tuple[float, dict[str, float]]
+"""Seconds that a request took, and the server's seconds by stage."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--max-batch-patches", type=int, nargs="+", default=[4096, 65536], metavar="N")
+    parser.add_argument("--model", type=Path, metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N")
+    parser.add_argument("--large-caller", metavar="TARGET", help=argparse.SUPPRESS)
+    parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()
+    if arguments.large_caller:
+        return send_large(arguments.large_caller)
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "tiny"
-        command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
-        subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
-        for budget in arguments.max_batch_patches:
-            compare(model, budget, Path(folder) / "server.log")
+        model = arguments.model or Path(folder) / "tiny"
+        if arguments.model is None:
+            command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
+            subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
+        compare(model, arguments, Path(folder) / "server.log")
     return 0
 
 
-def compare(model: Path, budget: int, log: Path) -> None:
+def compare(model: Path, arguments: argparse.Namespace, log: Path) -> None:
     from demo import wait_for_port
 
     command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--device", "cpu"]
-    command += ["--cache-bytes", "0", "--max-batch-patches", str(budget)]
+    command += ["--cache-bytes", "0", *arguments.serve]
     with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
         try:
             target = f"127.0.0.1:{wait_for_port(server, log)}"
-            for side in ("alone", "beside", "alone", "beside"):
-                latencies_ms = np.array(asyncio.run(measure(target, beside=side == "beside"))) * 1e3
-                p50, p95 = np.percentile(latencies_ms, [50, 95])
-                print(
-                    f"{budget:>7} {side:<7} p50 {p50:6.1f} ms  p95 {p95:6.1f} ms  {len(latencies_ms)} images",
-                    flush=True,
-                )
+            for side in ("alone", "beside") * arguments.rounds:
+                report(side, asyncio.run(measure(target, beside=side == "beside")))
         finally:
             server.terminate()
 
 
-async def measure(target: str, *, beside: bool) -> list[float]:
-    """Seconds of each small request."""
-    random = np.random.default_rng(0)
-    latencies_s: list[float] = []
-    stop = asyncio.Event()
+def report(side: str, samples: list[Sample]) -> None:
+    samples.sort(key=lambda sample: sample[0])
+    latencies_ms = np.array([seconds for seconds, _ in samples]) * 1e3
+    p50, p95 = np.percentile(latencies_ms, [50, 95])
+    slowest = [stages for _, stages in samples[-max(len(samples) // 20, 1) :]]
+    means = {stage: 1e3 * float(np.mean([stages[stage] for stages in slowest])) for stage in slowest[0]}
+    spent = ", ".join(f"{stage.removesuffix('_s')} {ms:.0f}" for stage, ms in means.items() if ms >= 1)
+    print(f"{side:<7} p50 {p50:6.1f} ms  p95 {p95:6.1f} ms  {len(samples)} images; slowest: {spent}", flush=True)
 
-    def noise(side: int) -> np.ndarray:
-        return random.integers(0, 256, (side, side, 3), np.uint8)
+
+async def measure(target: str, *, beside: bool) -> list[Sample]:
+    """The small requests that were sent while the large images were in work."""
+    random = np.random.default_rng()
+    samples: list[Sample] = []
+    stop = asyncio.Event()
+    picture = noise_picture(112, 112, "jpeg", seed=0)
+    marks = itertools.count(int(random.integers(2**62)))
 
     async def call_again_and_again(client: AsyncEncoderClient) -> None:
         while not stop.is_set():
-            image = noise(112)
             started_s = time.perf_counter()
-            await client.encode([image])
-            latencies_s.append(time.perf_counter() - started_s)
-            await asyncio.sleep(0.05)
+            (image,) = await client.encode([picture.unique(next(marks))])
+            samples.append((time.perf_counter() - started_s, asdict(image.timings)))
+            await asyncio.sleep(float(random.exponential(0.05)))
 
-    async with AsyncEncoderClient(target) as small, AsyncEncoderClient(target) as large:
-        callers = [asyncio.create_task(call_again_and_again(small)) for _ in range(NUM_CALLERS)]
+    async with AsyncEncoderClient(target) as client:
+        callers = [asyncio.create_task(call_again_and_again(client)) for _ in range(NUM_CALLERS)]
         await asyncio.sleep(1)
-        images = [noise(800) for _ in range(64)]
-        latencies_s.clear()
-        await (large.encode(images) if beside else asyncio.sleep(ALONE_S))
+        large = None
+        if beside:
+            command = [sys.executable, __file__, "--large-caller", target]
+            large = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            assert large.stdout is not None
+            await large.stdout.readline()
+        samples.clear()
+        await (large.wait() if large else asyncio.sleep(ALONE_S))
         stop.set()
         await asyncio.gather(*callers)
-    return latencies_s
+    return samples
+
+
+def send_large(target: str) -> int:
+    """The other caller: says when it begins, and ends when it has its embeddings."""
+    pictures = [noise_picture(1024, 1024, "jpeg", seed=seed).plain() for seed in range(NUM_LARGE)]
+    with EncoderClient(target) as client:
+        client.info()
+        print("begins", flush=True)
+        client.encode(pictures, timeout_s=600)
+    return 0
 
 
 if __name__ == "__main__":

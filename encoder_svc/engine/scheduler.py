@@ -3,7 +3,8 @@
 Images of one request share a flow, and flows share the device: start-time fair queueing (Goyal, Vin, Cheng, 1996),
 with patches as the cost. A ticket's start tag is the virtual time at which it was queued, or the end of its flow's
 ticket before it, whichever is later; tickets leave in the order of their tags. So requests of one image leave first in,
-first out, and a request of many images gives way to others after each of its own.
+first out, and a request of many images gives way to others after each of its own. Virtual time passes as each waiting
+flow gets its share, so that a stream of new requests cannot hold back an old one's next image for ever.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Ticket:
 
 
 TicketT = TypeVar("TicketT", bound=Ticket)
+
+# An image joins a batch that it makes at most so many times as long, or that stays as short as this part of the
+# longest: small images must not wait for a large one only because it came right behind them.
+_MAX_STRETCH = 3
+_SHORT_PART = 8
 
 
 @dataclass(slots=True)
@@ -105,21 +111,34 @@ class Scheduler(Generic[TicketT]):
             The batch, empty only if nothing waits; and every ticket whose deadline passed, wherever it waited: dropped.
         """
         expired = self._expire(now_s)
+        num_flows = self._num_flows()
         batch: list[TicketT] = []
         patches = 0
         while self._by_turn and len(batch) < self.max_batch_images:
             entry = self._by_turn[0]
             if entry.ticket in self._queued:
-                if batch and patches + entry.ticket.num_patches > self.max_batch_patches:
+                if batch and not self._may_join(entry.ticket.num_patches, patches):
                     break
                 batch.append(entry.ticket)
                 patches += entry.ticket.num_patches
                 self._virtual_time = max(self._virtual_time, entry.key[0])
                 self._take_out(entry.ticket)
             heapq.heappop(self._by_turn)
+        self._virtual_time += patches / max(num_flows, 1)
         self._forget_idle_flows()
         self._bury()
         return batch, expired
+
+    def _may_join(self, num_patches: int, batch_patches: int) -> bool:
+        longer = batch_patches + num_patches
+        if longer > self.max_batch_patches:
+            return False
+        return longer <= _MAX_STRETCH * batch_patches or longer * _SHORT_PART <= self.max_batch_patches
+
+    def _num_flows(self) -> int:
+        """How many share the device now. A ticket without a flow is one of its own."""
+        with_flow = [flow.num_queued for flow in self._flows.values() if flow.num_queued]
+        return len(with_flow) + len(self._queued) - sum(with_flow)
 
     def _expire(self, now_s: float) -> list[TicketT]:
         expired = []

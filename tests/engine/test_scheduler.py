@@ -87,7 +87,8 @@ class Schedules(RuleBasedStateMachine):
         assert len(batch) == 1 or sum(sizes(batch)) <= self.scheduler.max_batch_patches
         if self.waiting and len(batch) < self.scheduler.max_batch_images:
             assert batch
-            assert sum(sizes(batch)) + max(sizes(self.waiting)) > self.scheduler.max_batch_patches
+            longer = sum(sizes(batch)) + max(sizes(self.waiting))
+            assert longer > min(self.scheduler.max_batch_patches, 3 * sum(sizes(batch)))
 
     @invariant()
     def what_is_queued_is_counted(self) -> None:
@@ -233,6 +234,39 @@ def test_waiting_is_bounded_whatever_comes_after(own: int, others: list[int]) ->
         turns += 1
         scheduler.add(Ticket(num_patches=others[ticket.flow], flow=ticket.flow))
     assert turns <= len(others)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20))
+def test_new_requests_do_not_hold_an_old_one_back_for_ever(own: int, new: int, waiting: int) -> None:
+    """An image that follows another of its request has its turn once each that waits beside it has had as much."""
+    scheduler = scheduler_of(*[Ticket(num_patches=own, flow="old") for _ in range(2)], patches=1, images=1)
+    for _ in range(waiting):
+        scheduler.add(Ticket(num_patches=new))
+    turns_of_others = 0
+    old = 0
+    while old < 2:
+        [ticket], _ = scheduler.next_batch(0.0)
+        if ticket.flow == "old":
+            old += 1
+        else:
+            turns_of_others += 1
+            scheduler.add(Ticket(num_patches=new))
+    assert turns_of_others * new <= (waiting + 1) * (own + 2 * new)
+
+
+@pytest.mark.parametrize(
+    ("sizes_", "batch"),
+    [
+        ([10, 90], [10]),  # the large one would make the batch ten times as long
+        ([10, 20, 60], [10, 20, 60]),
+        ([90, 10], [90, 10]),  # the small one would wait for the large one anyhow
+        ([2, 10], [2, 10]),  # both together are short
+    ],
+)
+def test_a_large_image_does_not_join_a_batch_of_small_ones(sizes_: list[int], batch: list[int]) -> None:
+    scheduler = scheduler_of(*[Ticket(num_patches=n) for n in sizes_])
+    assert sizes(scheduler.next_batch(0.0)[0]) == batch
 
 
 def test_what_left_the_queue_is_not_kept_until_its_deadline() -> None:
