@@ -1,4 +1,4 @@
-"""HTTP on the metrics port. Reads only, from few callers at a time."""
+"""HTTP on the metrics port: ``/metrics`` for Prometheus, ``/`` for people. Reads only, from few callers at a time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import make_wsgi_app
 
 from encoder_svc.errors import ConfigError
+from encoder_svc.observability.page import status_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ _TIMEOUT_S: Final = 10.0
 
 @contextmanager
 def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[None]:
-    """Serves ``/metrics`` on ``host`` while inside; nothing if ``port`` is None.
+    """Serves ``/metrics`` and the status page on ``host`` while inside; nothing if ``port`` is None.
 
     Raises:
         ConfigError: the port is taken, or the host is none of this machine's.
@@ -54,14 +55,27 @@ def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> 
 
 def _application(registry: CollectorRegistry) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
+    page, policy = status_page()
+    page_headers = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-cache"),
+    ]
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         method = environ["REQUEST_METHOD"]
         if method not in ("GET", "HEAD"):
             return _text(start_response, "405 Method Not Allowed", ("Allow", "GET, HEAD"))
-        if environ["PATH_INFO"] != "/metrics":
-            return _text(start_response, "404 Not Found")
-        body = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                body = metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            case "/":
+                start_response("200 OK", page_headers)
+                body = [page]
+            case _:
+                body = _text(start_response, "404 Not Found")
         return body if method == "GET" else [b""]
 
     return application

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import time
 from contextlib import ExitStack
@@ -63,6 +64,16 @@ def test_other_methods_are_refused(serving: int, method: str) -> None:
 
 def test_other_paths_are_not_found(serving: int) -> None:
     assert answer(serving, "GET", "/etc/passwd")[0] == 404
+
+
+def test_the_page_is_one_document_that_may_run_its_own_script_and_ask_its_own_server(serving: int) -> None:
+    status, headers, body = answer(serving, "GET", "/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(directive.split(" ", 1) for directive in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert re.fullmatch(r"'sha256-[\w+/]{43}='", policy["script-src"])
+    assert re.findall(rb"""(?:src|href)=["'](?!data:|metrics)""", body) == []
 
 
 def test_callers_beyond_the_bound_are_turned_away_until_one_leaves(serving: int) -> None:
