@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from encoder_svc import __version__
 from encoder_svc.bench.arguments import DESCRIPTION as BENCH_DESCRIPTION
 from encoder_svc.bench.arguments import add_bench_arguments
 from encoder_svc.config import environment_name, flag_name, load_config, options
+from encoder_svc.connection import add_connection_arguments, connection, local_connection
 from encoder_svc.errors import EncoderSvcError, StartupError
 
 if TYPE_CHECKING:
@@ -106,38 +106,9 @@ def _serve(parsed: argparse.Namespace) -> int:
     return run_server(loaded)
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--target", type=_target, default="127.0.0.1:50051", metavar="HOST:PORT", help="server (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout-s",
-        type=_timeout_s,
-        default=60.0,
-        metavar="SECONDS",
-        help="for the whole call; inf waits without end (default: %(default)s)",
-    )
-
-
-def _target(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; give HOST:PORT, such as 127.0.0.1:50051.")
-    return text
-
-
-def _timeout_s(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, not {text!r}.")
-    return seconds
-
-
 def _add_encode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="JPEG, PNG or WebP files")
-    _add_target(parser)
+    add_connection_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -151,11 +122,11 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 def _encode(parsed: argparse.Namespace) -> int:
     from encoder_svc.client.commands import encode_to_file
 
-    return encode_to_file(parsed.photos, parsed.target, parsed.out, timeout_s=parsed.timeout_s)
+    return encode_to_file(parsed.photos, connection(parsed), parsed.out, timeout_s=parsed.timeout_s)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    _add_target(parser)
+    add_connection_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     parser.set_defaults(run=_info)
 
@@ -163,7 +134,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 def _info(parsed: argparse.Namespace) -> int:
     from encoder_svc.client.commands import describe_server
 
-    print(describe_server(parsed.target, as_json=parsed.json, timeout_s=parsed.timeout_s))
+    print(describe_server(connection(parsed), as_json=parsed.json, timeout_s=parsed.timeout_s))
     return 0
 
 
@@ -173,41 +144,33 @@ _HEALTH_DESCRIPTION = (
 
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--target",
-        type=_target,
-        metavar="HOST:PORT",
-        help="server (default: this machine, at the port of ENCODER_PORT or else 50051)",
-    )
+    where = "server (default: this machine's, by its own ENCODER_… variables)"
+    add_connection_arguments(parser, target=None, target_help=where, timeout_s=5.0)
     parser.add_argument(
         "--service", default="encoder.v1.Encoder", metavar="NAME", help="empty: the server (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--timeout-s",
-        type=_timeout_s,
-        default=5.0,
-        metavar="SECONDS",
-        help="for the whole check (default: %(default)s)",
     )
     parser.set_defaults(run=_health)
 
 
 def _health(parsed: argparse.Namespace) -> int:
-    from encoder_svc.health import health_status, local_target
+    from encoder_svc.health import health_status
 
-    target = parsed.target or local_target(load_config(flags={}, environment=os.environ).config)
-    status = health_status(target, parsed.service, timeout_s=parsed.timeout_s)
+    if parsed.target is None:
+        server = local_connection(load_config(flags={}, environment=os.environ).config, parsed)
+    else:
+        server = connection(parsed)
+    status = health_status(server, parsed.service, timeout_s=parsed.timeout_s)
     if status == "SERVING":
-        print(f"{target}: SERVING")
+        print(f"{server.target}: SERVING")
         return 0
-    print(f"{target}: {status}. It is starting, draining or broken; its log tells which.", file=sys.stderr)
+    print(f"{server.target}: {status}. It is starting, draining or broken; its log tells which.", file=sys.stderr)
     return _EXIT_FAILED
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     serve = kinds.add_parser("serve", help="over gRPC, a server that runs", description=BENCH_DESCRIPTION)
-    _add_target(serve)
+    add_connection_arguments(serve)
     add_bench_arguments(serve)
     serve.set_defaults(run=_bench_serve)
 

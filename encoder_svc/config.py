@@ -125,6 +125,13 @@ class Config:
     metrics_port: int | None = _option(
         None, _port, "PORT", "port for Prometheus metrics, on the same host; without it there are none"
     )
+    tls_cert: str | None = _option(
+        None, _text, "FILE", "this server's certificate with its chain, PEM; with tls_key, callers must use TLS"
+    )
+    tls_key: str | None = _option(None, _text, "FILE", "the private key of tls_cert, PEM, without a password")
+    tls_client_ca: str | None = _option(
+        None, _text, "FILE", "PEM certificates; callers must show one that these signed (mutual TLS)"
+    )
     device: str = _option("auto", _text, "DEVICE", "auto, cpu, cuda or cuda:N; auto is cuda where there is one")
     dtype: str = _option(
         "auto",

@@ -7,29 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from encoder_svc.errors import ConfigError, Reason, request_error
-from encoder_svc.server.address import listen_address
+from encoder_svc.errors import Reason, request_error
 
 if TYPE_CHECKING:
-    from encoder_svc.config import Config
+    from encoder_svc.connection import Connection
     from encoder_svc.errors import RequestError
 
 _LONGEST_TIMEOUT_S = 1e6  # gRPC's clock runs over some way beyond
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - compared, not listened on
 
 
-def local_target(config: Config) -> str:
-    """Where a server of this machine with this config answers.
-
-    Raises:
-        ConfigError: its port is picked at its start.
-    """
-    if config.port == 0:
-        raise ConfigError("the server's port is 0, so that it picks one; name the one it printed with --target.")
-    return listen_address(_LOOPBACK.get(config.host, config.host), config.port)
-
-
-def health_status(target: str, service: str, *, timeout_s: float) -> str:
+def health_status(server: Connection, service: str, *, timeout_s: float) -> str:
     """What a server answers by the gRPC health protocol (grpc.health.v1.Health/Check): SERVING or NOT_SERVING.
 
     Args:
@@ -38,13 +25,13 @@ def health_status(target: str, service: str, *, timeout_s: float) -> str:
     Raises:
         RequestError: it knows no such service, or gives no such answer in time.
     """
-    with grpc.insecure_channel(target) as channel:
+    with server.channel() as channel:
         check = cast("Any", health_pb2_grpc.HealthStub(channel)).Check  # the stubs know no method of it
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             answer = check(request, timeout=min(timeout_s, _LONGEST_TIMEOUT_S))
         except grpc.RpcError as error:
-            raise _call_error(error, target, service, timeout_s) from None
+            raise _call_error(error, server.target, service, timeout_s) from None
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 

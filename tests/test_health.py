@@ -15,9 +15,6 @@ import numpy as np
 import pytest
 
 from encoder_svc.client import EncoderClient
-from encoder_svc.config import Config
-from encoder_svc.errors import ConfigError
-from encoder_svc.health import local_target
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
 if TYPE_CHECKING:
@@ -109,19 +106,6 @@ def test_without_a_target_it_asks_the_port_of_the_environment(server: Callable[.
 def test_the_variables_that_kubernetes_adds_beside_a_service_are_no_port() -> None:
     done = health("--timeout-s", "1", environment={"ENCODER_PORT": "tcp://10.0.0.1:6000"})
     assert "127.0.0.1:50051" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("host", "target"),
-    [("127.0.0.1", "127.0.0.1:7"), ("0.0.0.0", "127.0.0.1:7"), ("::", "[::1]:7"), ("[::]", "[::1]:7"), ("h", "h:7")],
-)
-def test_a_server_on_every_address_is_asked_on_loopback(host: str, target: str) -> None:
-    assert local_target(Config(host=host, port=7)) == target
-
-
-def test_a_port_that_the_server_picks_must_be_named() -> None:
-    with pytest.raises(ConfigError, match="--target"):
-        local_target(Config(port=0))
 
 
 def test_it_starts_light() -> None:

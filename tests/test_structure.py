@@ -24,6 +24,7 @@ def test_arrows_between_folders_point_one_way() -> None:
 
 def test_the_clients_public_surface_is_what_it_declares() -> None:
     assert set(encoder_svc.client.__all__) == {
+        "ROUND_ROBIN",
         "AsyncEncoderClient",
         "AttentionInfo",
         "CancelledError",

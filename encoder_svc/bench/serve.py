@@ -14,12 +14,14 @@ from encoder_svc.bench.mix import DEFAULT_MIX, Mix, read_mix
 from encoder_svc.bench.plot import check_plot, save_plot
 from encoder_svc.bench.report import Report, make_report
 from encoder_svc.client.aio import AsyncEncoderClient
+from encoder_svc.connection import connection
 from encoder_svc.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
 
     from encoder_svc.client.types import ModelInfo
+    from encoder_svc.connection import Connection
 
 
 def measure(parsed: argparse.Namespace) -> tuple[Report, Run]:
@@ -33,7 +35,7 @@ def measure(parsed: argparse.Namespace) -> tuple[Report, Run]:
     _check_outputs(parsed)
     entries = DEFAULT_MIX if parsed.mix is None else read_mix(parsed.mix)
     mix = Mix(entries, images_per_request=parsed.images_per_request, unique=parsed.unique, seed=parsed.seed)
-    info, run = asyncio.run(_load(parsed.target, mix, options))
+    info, run = asyncio.run(_load(connection(parsed), mix, options))
     return make_report(run, address=parsed.target, info=info, options=options, mix=mix, unique=parsed.unique), run
 
 
@@ -74,10 +76,10 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
             raise ConfigError(f"{path}: not a file in a folder that exists.")
 
 
-async def _load(target: str, mix: Mix, options: LoadOptions) -> tuple[ModelInfo, Run]:
+async def _load(server: Connection, mix: Mix, options: LoadOptions) -> tuple[ModelInfo, Run]:
     # One channel: gRPC gives channels to one address one connection between them, so that more would change nothing.
-    async with AsyncEncoderClient(target) as client:
+    async with AsyncEncoderClient(server.target, credentials=server.credentials, options=server.options) as client:
         info = await client.info(timeout_s=options.timeout_s)
         length_s = options.warmup_s + options.duration_s
-        sys.stderr.write(f"Loading {target} for {length_s:g} s; Ctrl-C ends it early and reports.\n")
+        sys.stderr.write(f"Loading {server.target} for {length_s:g} s; Ctrl-C ends it early and reports.\n")
         return info, await run_load(client, mix, options)

@@ -20,6 +20,7 @@ from encoder_svc.client.types import (
     RetainedImage,
     StageTimings,
 )
+from encoder_svc.client.wire import ROUND_ROBIN
 from encoder_svc.errors import (
     CancelledError,
     DeadlineError,
@@ -32,6 +33,7 @@ from encoder_svc.errors import (
 )
 
 __all__ = [
+    "ROUND_ROBIN",
     "AsyncEncoderClient",
     "AttentionInfo",
     "CancelledError",

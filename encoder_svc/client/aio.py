@@ -39,13 +39,20 @@ class AsyncEncoderClient:
     """
 
     def __init__(
-        self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float | None = None
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        timeout_s: float | None = None,
     ) -> None:
         self.target = target
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
         self._channel = (
-            grpc.aio.insecure_channel(target) if credentials is None else grpc.aio.secure_channel(target, credentials)
+            grpc.aio.insecure_channel(target, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(target, credentials, options=options)
         )
         self._stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self._channel)
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from encoder_svc.connection import Connection
 
-def encode_to_file(photos: Sequence[Path], target: str, out: Path, *, timeout_s: float) -> int:
+
+def encode_to_file(photos: Sequence[Path], server: Connection, out: Path, *, timeout_s: float) -> int:
     """Encodes photographs into one safetensors file. Photographs that fail are named on stderr and left out.
 
     Returns:
@@ -34,7 +36,7 @@ def encode_to_file(photos: Sequence[Path], target: str, out: Path, *, timeout_s:
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     num_failed = 0
     try:
-        with EncoderClient(target, timeout_s=timeout_s) as client:
+        with _client(server, timeout_s) as client:
             results = tqdm(client.stream(photos), total=len(photos), unit="image", disable=None)
             for result in results:
                 if isinstance(result, RequestError):
@@ -67,9 +69,9 @@ def _refuse_where_no_file_can_be(out: Path) -> None:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror}).") from None
 
 
-def describe_server(target: str, *, as_json: bool, timeout_s: float) -> str:
-    """What the server at ``target`` says of itself: ``name  value`` lines, or one JSON object."""
-    with EncoderClient(target, timeout_s=timeout_s) as client:
+def describe_server(server: Connection, *, as_json: bool, timeout_s: float) -> str:
+    """What a server says of itself: ``name  value`` lines, or one JSON object."""
+    with _client(server, timeout_s) as client:
         values = asdict(client.info())
     if as_json:
         return json.dumps(values, indent=2)
@@ -78,3 +80,7 @@ def describe_server(target: str, *, as_json: bool, timeout_s: float) -> str:
         flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
     width = max(map(len, flat))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in flat.items())
+
+
+def _client(server: Connection, timeout_s: float) -> EncoderClient:
+    return EncoderClient(server.target, credentials=server.credentials, options=server.options, timeout_s=timeout_s)

@@ -36,6 +36,8 @@ class EncoderClient:
     Args:
         target: ``host:port``, or any name that gRPC resolves.
         credentials: for TLS (``grpc.ssl_channel_credentials(…)``); without them the connection is in the clear.
+        options: gRPC's channel arguments. With :data:`ROUND_ROBIN` each call goes to the next of the replicas that the
+            name resolves to; without, all go to one. (:meth:`fetch` must reach the replica that retains.)
         timeout_s: for each call that names none of its own; None and infinity wait without end.
 
     Raises:
@@ -43,13 +45,20 @@ class EncoderClient:
     """
 
     def __init__(
-        self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float | None = None
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        timeout_s: float | None = None,
     ) -> None:
         self.target = target
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
         self._channel = (
-            grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
+            grpc.insecure_channel(target, options=options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options=options)
         )
         self._stub = encoder_pb2_grpc.EncoderStub(self._channel)
 

@@ -20,6 +20,9 @@ from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason, RequestError,
 if TYPE_CHECKING:
     import grpc
 
+ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
+"""A channel argument: balance calls among the addresses of the target, such as those of a headless Service."""
+
 CODE_NAMES = {number: name for name, number in CODE_NUMBERS.items()}
 DTYPE_NUMBERS = {
     "float32": encoder_pb2.DTYPE_FLOAT32,

@@ -28,6 +28,7 @@ from encoder_svc.observability.request import Observer
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
+from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.gate import Gate
 from encoder_svc.server.gauges import pipeline_gauges
 from encoder_svc.server.loading import Loader
@@ -158,6 +159,7 @@ class Server:
 
     def _bind(self) -> tuple[grpc.aio.Server, int]:
         host, port = self._config.host, self._config.port
+        credentials = server_credentials(self._config)
         server = grpc.aio.server(
             interceptors=[Gate(self._servicer, self._observer)],
             options=[
@@ -169,7 +171,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         try:
-            bound = server.add_insecure_port(listen_address(host, port))
+            address = listen_address(host, port)
+            bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError:
             bound = 0
         if bound == 0:
