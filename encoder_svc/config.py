@@ -209,6 +209,7 @@ class Config:
     max_image_side: int = _option(32_768, _COUNT, "PIXELS", "longer side of an image, before resizing")
     max_image_pixels: int = _option(80_000_000, _AREA, "PIXELS", "area of an image, before resizing")
     drain_s: float = _option(30.0, _seconds, "SECONDS", "on SIGTERM, how long running requests may take to finish")
+    tracing: bool = _option(False, _switch, "on|off", "sends spans by OpenTelemetry; the OTEL_ variables say where to")
     log_level: str = _option(
         "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
     )
@@ -239,6 +240,12 @@ def platform_switches(config: Config) -> dict[str, str]:
     }
     theirs = {name: os.environ[name] for name in ("FLASH_ATTENTION_TRITON_AMD_ENABLE",) if name in os.environ}
     return ours | theirs
+
+
+def tracing_variables() -> dict[str, str]:
+    """The variables that choose an exporter of spans. OpenTelemetry reads its others by itself."""
+    names = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def options() -> tuple[Field[Any], ...]:

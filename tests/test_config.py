@@ -129,6 +129,7 @@ def test_the_options_are_these() -> None:
         "max_image_side",
         "max_image_pixels",
         "drain_s",
+        "tracing",
         "log_level",
         "log_format",
     ]

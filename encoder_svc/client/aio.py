@@ -10,6 +10,7 @@ import grpc.aio
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
 from encoder_svc.client.request import encode_request
+from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
 from encoder_svc.client.wire import (
     call_error,
@@ -146,7 +147,7 @@ class AsyncEncoderClient:
         seconds = call_timeout(timeout_s, self._timeout_s)
         if self._closed:
             raise closed_error()
-        return method(request, timeout=seconds)
+        return method(request, timeout=seconds, metadata=trace_metadata())
 
     async def _results(self, call: Any, assembler: Assembler) -> AsyncIterator[Result]:
         try:

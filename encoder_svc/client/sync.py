@@ -9,6 +9,7 @@ import grpc
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
 from encoder_svc.client.request import encode_request
+from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
 from encoder_svc.client.wire import (
     call_error,
@@ -176,7 +177,7 @@ class EncoderClient:
     def _call(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
         seconds = call_timeout(timeout_s, self._timeout_s)
         try:
-            return method(request, timeout=seconds)
+            return method(request, timeout=seconds, metadata=trace_metadata())
         except ValueError:  # gRPC's own, for a channel that was closed, perhaps just now by another thread
             if not self._closed:
                 raise

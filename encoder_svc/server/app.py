@@ -20,6 +20,7 @@ from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc.config import tracing_variables
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.config import Config, LoadedConfig
     from encoder_svc.models.tower import VisionTower
+    from encoder_svc.observability.tracing import OpenTelemetryTracer
     from encoder_svc.server.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -81,8 +83,11 @@ def run_server(loaded: LoadedConfig) -> int:
         logger.info("configuration:\n%s", loaded.describe())
         model = temporary.enter_context(_model_folder(config))
         metrics = Metrics()
-        server = Server(config, Loader(config, model, metrics), Observer(metrics))
+        tracer = _tracer() if config.tracing else None
+        server = Server(config, Loader(config, model, metrics), Observer(metrics, tracer))
         code = asyncio.run(server.run())
+        if tracer is not None:
+            tracer.close()
     if server.has_stuck_thread:
         os._exit(code)
     return code
@@ -219,6 +224,21 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):
             await self._health.set(service, status)
+
+
+def _tracer() -> OpenTelemetryTracer:
+    """
+    Raises:
+        ConfigError: OpenTelemetry is not installed, or not the exporter that its variables name.
+    """
+    try:
+        from encoder_svc.observability.tracing import OpenTelemetryTracer
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--tracing: needs the package {error.name}: pip install 'encoder-svc[tracing]' — or, from a clone, "
+            "pip install -e '.[tracing]'."
+        ) from None
+    return OpenTelemetryTracer(tracing_variables())
 
 
 def _build_info(tower: VisionTower) -> dict[str, str]:

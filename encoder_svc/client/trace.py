@@ -1,0 +1,29 @@
+"""The caller's trace context, where OpenTelemetry is installed in its process."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def trace_metadata() -> tuple[tuple[str, str], ...] | None:
+    """What gRPC is to send along so that the server's spans become children of the span that is current here: the
+    headers of the process's propagators, W3C trace context by default. None where nothing traces."""
+    inject = _inject()
+    if inject is None:
+        return None
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return tuple(carrier.items()) or None
+
+
+@cache
+def _inject() -> Callable[[dict[str, str]], Any] | None:
+    try:
+        from opentelemetry.propagate import inject
+    except ModuleNotFoundError:
+        return None
+    return inject

@@ -1,0 +1,32 @@
+"""What the client sends along for tracing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from opentelemetry.sdk.trace import TracerProvider
+
+from encoder_svc.client import trace
+from encoder_svc.client.trace import trace_metadata
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_the_current_span_becomes_w3c_trace_context() -> None:
+    with TracerProvider().get_tracer("test").start_as_current_span("lm") as span:
+        context, metadata = span.get_span_context(), dict(trace_metadata() or ())
+    assert metadata.keys() == {"traceparent"}
+    assert metadata["traceparent"].startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
+
+
+def test_without_a_span_nothing_is_sent() -> None:
+    assert trace_metadata() is None
+
+
+def test_without_opentelemetry_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace._inject.cache_clear()
+    monkeypatch.setitem(sys.modules, "opentelemetry.propagate", None)
+    assert trace_metadata() is None
+    trace._inject.cache_clear()
