@@ -44,11 +44,6 @@ class Stages:
     send_wait_s: float = 0.0
     send_s: float = 0.0
 
-    @property
-    def total_s(self) -> float:
-        """All of them."""
-        return sum(seconds for _, seconds in self.items())
-
     def items(self) -> list[tuple[str, float]]:
         """Each stage's name, without ``_s``, and its seconds, in order."""
         return [(name, getattr(self, field_name)) for name, field_name in _FIELDS]
