@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,33 +48,49 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         code: int = parsed.run(parsed)
         return code
-    except EncoderSvcError as error:
-        print(f"encoder-svc {parsed.command}: {error}", file=sys.stderr)
-        return _EXIT_REFUSED if isinstance(error, StartupError) else _EXIT_FAILED
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("encoder_svc"):
-            raise
-        print(
-            f"encoder-svc {parsed.command}: needs the package {error.name}: pip install 'encoder-svc[server]' — or, "
-            "from a clone, pip install -e '.[server]'.",
-            file=sys.stderr,
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if getattr(parsed, "debug", False):
+            traceback.print_exc()
+        text, code = _explain(error)
+        print(f"encoder-svc {parsed.command}: {text}", file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, EncoderSvcError):
+        return str(error), _EXIT_REFUSED if isinstance(error, StartupError) else _EXIT_FAILED
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("encoder_svc"):
+        return (
+            f"needs the package {error.name}: pip install 'encoder-svc[server]' — or, from a clone, "
+            "pip install -e '.[server]'.",
+            _EXIT_REFUSED,
         )
-        return _EXIT_REFUSED
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"failed on something unforeseen, {said} (with --debug it shows where).", _EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="encoder-svc", description="Qwen-VL vision encoders as a gRPC service.")
+    # Before the command or after it.
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the stack trace of an error"
+    )
+    parser = argparse.ArgumentParser(
+        prog="encoder-svc", description="Qwen-VL vision encoders as a gRPC service.", parents=[debug]
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="start a server", description=_SERVE_DESCRIPTION))
-    _add_encode(commands.add_parser("encode", help="encode photographs with a server, into a safetensors file"))
-    _add_info(commands.add_parser("info", help="show what a server serves"))
-    _add_health(commands.add_parser("health", help="ask a server whether it serves", description=_HEALTH_DESCRIPTION))
-    _add_bench(commands.add_parser("bench", help="load a server and measure it"))
-    _add_backends(
-        commands.add_parser("backends", help="show which attention backend is chosen, here or on a described machine")
-    )
-    _add_make_checkpoint(commands.add_parser("make-checkpoint", help="write a checkpoint with random weights"))
+    add = partial(commands.add_parser, parents=[debug])
+    _add_serve(add("serve", help="start a server", description=_SERVE_DESCRIPTION))
+    _add_encode(add("encode", help="encode photographs with a server, into a safetensors file"))
+    _add_info(add("info", help="show what a server serves"))
+    _add_health(add("health", help="ask a server whether it serves", description=_HEALTH_DESCRIPTION))
+    _add_bench(add("bench", help="load a server and measure it"))
+    _add_backends(add("backends", help="show which attention backend is chosen, here or on a described machine"))
+    _add_make_checkpoint(add("make-checkpoint", help="write a checkpoint with random weights"))
     return parser
 
 

@@ -15,6 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load
 
+from encoder_svc.cli import main
 from encoder_svc.client import EncoderClient
 from tests.serving import ENVIRONMENT, command
 
@@ -175,6 +176,26 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tm
     assert (
         "needs the package torch: pip install 'encoder-svc[server]' — or, from a clone, pip install -e" in done.stderr
     )
+
+
+def test_an_error_shows_its_stack_trace_only_with_debug(photos: list[Path], tmp_path: Path) -> None:
+    arguments = ["encode", str(photos[0]), "--target", "127.0.0.1:9", "--out", str(tmp_path / "x.safetensors")]
+    plain = run(*arguments)
+    for debugging in (run(*arguments, "--debug"), run("--debug", *arguments)):
+        assert debugging.returncode == plain.returncode == 1
+        assert "Traceback" in debugging.stderr
+        assert debugging.stderr.endswith(plain.stderr)
+    assert "Traceback" not in plain.stderr
+
+
+def test_what_nobody_foresaw_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("encoder_svc.client.commands.describe_server", fail)
+    assert main(["info"]) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.startswith("encoder-svc info: failed on something unforeseen, RuntimeError: two lines")
 
 
 def test_info_prints_lines_or_json(server: Callable[..., ServerProcess]) -> None:
