@@ -98,11 +98,12 @@ def test_work_is_counted_with_its_sizes(start: Callable[..., ServerProcess], por
     Scrape.until(port, lambda s: s.value("encoder_event_loop_lag_seconds_count") > 5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_request_of_one_image_is_the_sum_of_its_stages(
-    start: Callable[..., ServerProcess], port: int, photos: list[Path]
+    start: Callable[..., ServerProcess], port: int, photos: list[Path], device: str
 ) -> None:
     """Within 5 %, over requests one after the other: nothing that a user waits for is without a name."""
-    serving = start("--cache-bytes", "0")
+    serving = start("--cache-bytes", "0", "--device", device)
     with EncoderClient(serving.target) as client:
         client.encode(photos[:1])
         before = Scrape.of(port)
@@ -119,6 +120,9 @@ def test_a_request_of_one_image_is_the_sum_of_its_stages(
     )
     assert stages_s == pytest.approx(total_s, rel=0.05)
     assert stages_s <= total_s
+    if device == "cuda":
+        assert after.value("encoder_stage_duration_seconds_sum", stage="h2d") > 0
+        assert after.value("encoder_stage_duration_seconds_sum", stage="d2h") > 0
 
 
 def test_the_stages_on_the_wire_add_up_as_well(server: Callable[..., ServerProcess], photos: list[Path]) -> None:
