@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.client import StageTimings
 from encoder_svc.errors import CODES, Reason
 from encoder_svc.observability.catalogue import GROUPS, METRICS
 from encoder_svc.observability.definitions import LABEL_VALUES, LATENCY_BUCKETS_S, MetricDefinition
 from encoder_svc.observability.describe import describe, rewrite
+from encoder_svc.observability.stages import Stages
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
@@ -68,6 +71,12 @@ def test_every_reason_and_code_that_the_server_gives_is_a_label_value() -> None:
 def test_every_method_of_the_service_is_a_label_value() -> None:
     service = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"]
     assert set(LABEL_VALUES["method"]) == {method.name for method in service.methods}
+
+
+def test_the_wire_and_the_client_have_every_stage() -> None:
+    ours = {entry.name for entry in fields(Stages)}
+    assert {entry.name for entry in encoder_pb2.StageTimings.DESCRIPTOR.fields} == ours
+    assert [entry.name for entry in fields(StageTimings)] == [entry.name for entry in fields(Stages)]
 
 
 def test_latency_buckets_go_from_half_a_millisecond_to_a_minute_and_are_finer_below_100_ms() -> None:
