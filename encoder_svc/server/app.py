@@ -121,7 +121,7 @@ class Server:
                 "encoder_requests_running": lambda: observer.num_running,
                 "encoder_ready": lambda: self._servicer.is_open,
                 "encoder_draining": lambda: self._draining_since_s is not None,
-                "encoder_draining_seconds": lambda: time.monotonic() - (self._draining_since_s or time.monotonic()),
+                "encoder_draining_seconds": self._draining_s,
                 "encoder_drain_limit_seconds": lambda: config.drain_s,
             }
         )
@@ -157,6 +157,10 @@ class Server:
         logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
         await self._until_stopped_or_broken(pipeline)
         return await self._drain(server, pipeline)
+
+    def _draining_s(self) -> float:
+        """For how long it has been draining; 0 if it is not."""
+        return 0.0 if self._draining_since_s is None else time.monotonic() - self._draining_since_s
 
     def _on_signal(self) -> None:
         """The first signal ends serving, the second the drain."""

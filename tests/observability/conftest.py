@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
+
+from tests.ports import free_port
 
 
 @pytest.fixture
 def port() -> int:
     """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+    return free_port()

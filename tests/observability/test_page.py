@@ -14,9 +14,12 @@ from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.stages import Stages
 from encoder_svc.observability.web import metrics_server
 from tests.browser import chromium
+from tests.serving import ServerProcess
+from tests.traffic import MAX_INFLIGHT_IMAGES, Traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -93,6 +96,31 @@ def test_it_draws_what_happens_between_two_scrapes(browser: Browser, metrics: Me
         assert cells(page, "refusals")["QUEUE_FULL"] == ["calls", "1", "1"]
         p50, p95, _ = cells(page, "latency")["to the end of the answer"]
         assert (p50, p95) == ("35 ms", "39.5 ms")  # of the bucket from 30 to 40 ms
+
+
+def test_it_shows_a_real_server_under_load(browser: Browser, tiny_checkpoint: Callable[[str], Path], port: int) -> None:
+    options = ("--metrics-port", str(port), "--max-inflight-images", str(MAX_INFLIGHT_IMAGES))
+    with (
+        ServerProcess("--model", tiny_checkpoint("qwen2_5_vl"), "--device", "cpu", *options) as server,
+        Traffic(server.target),
+        opened(browser, port) as page,
+    ):
+        for table, row in (
+            ("stages", "forward"),
+            ("images", "cached"),
+            ("images", "fetched"),
+            ("refusals", "INFLIGHT_IMAGES"),
+            ("refusals", "IMAGE_FORMAT"),
+            ("replica", "TORCH_SDPA"),
+        ):
+            page.wait_for_selector(f"#{table} >> text={row}")
+        figures = {
+            tile.get_attribute("data-tile"): tile.locator(".value").inner_text() for tile in page.locator("li").all()
+        }
+        assert len(figures) == 8
+        assert all(re.match(r"[\d,.]+", figure) for figure in figures.values()), figures
+        used = float(page.locator("#room dt").nth(1).inner_text().split("\n")[-1].split(" of ")[0])
+        assert used <= MAX_INFLIGHT_IMAGES
 
 
 def test_what_the_server_says_is_text_and_never_markup(browser: Browser, metrics: Metrics, port: int) -> None:
