@@ -95,7 +95,7 @@ class Loader:
         started_s = time.perf_counter()
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
-        tower = await asyncio.get_running_loop().run_in_executor(thread, self._load_tower)
+        tower = await asyncio.get_running_loop().run_in_executor(thread, self.load_tower)
         thread.shutdown()
         loaded_s = time.perf_counter()
         pipeline = self._pipeline(tower)
@@ -113,7 +113,8 @@ class Loader:
         )
         return pipeline
 
-    def _load_tower(self) -> VisionTower:
+    def load_tower(self) -> VisionTower:
+        """The encoder alone, as :meth:`load` loads it."""
         return load_tower(
             self._checkpoint,
             self._settings,

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""What a server makes of its encoder: served images/s against the same encoder called in a loop.
+
+    python benchmarks/served.py [--family NAME] [--dimensions tiny|real] [--side 448] [--clients 32] [-- OPTIONS …]
+
+The loop has its images decoded, resized and cut into patches, and calls the encoder with batches of as many images as
+the server's largest batch holds. The server, started with OPTIONS, gets JPEGs (or, with ``--format raw``, pixels) and
+streams embeddings to clients on the same machine. Both sides in turn, each in a process of its own; no cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+LARGEST_BATCH_PATCHES = {"cpu": 4_096, "cuda": 65_536}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", default="qwen2_5_vl")
+    parser.add_argument("--dimensions", default="tiny", choices=["tiny", "real"])
+    parser.add_argument("--side", type=int, default=448, metavar="PIXELS")
+    parser.add_argument("--format", default="jpeg", choices=["jpeg", "raw"])
+    parser.add_argument("--clients", type=int, default=32, metavar="N")
+    parser.add_argument("--client-processes", type=int, default=1, metavar="N")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch-images", type=int, metavar="N", help="of the loop; default: --clients")
+    parser.add_argument("--loop", type=Path, metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
+    arguments = parser.parse_args()
+    if arguments.loop:
+        print(json.dumps(loop(arguments)), flush=True)
+        return 0
+    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(arguments, Path(folder))
+    return 0
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    model, mix = folder / "model", folder / "mix.json"
+    command = ["make-checkpoint", "--family", arguments.family, "--size", arguments.dimensions, "--vision-only"]
+    subprocess.run([sys.executable, "-m", "encoder_svc", *command, str(model)], check=True, stdout=subprocess.DEVNULL)
+    mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
+    ratios = []
+    with running_server(model, arguments, folder / "server.log") as (server, target):
+        for _ in range(arguments.rounds):
+            alone = in_a_process(model, arguments)
+            served = load(server, target, mix, arguments, folder)
+            ratios.append(served["patches_per_s"] / alone["patches_per_s"])
+            print(f"loop    {describe(alone)}")
+            print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
+    name = (
+        f"{arguments.family} {arguments.dimensions}, {arguments.side}² {arguments.format}, {arguments.clients} clients"
+    )
+    print(f"{name}: served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
+
+
+def describe(side: dict[str, Any]) -> str:
+    text = f"{side['images_per_s']:8.2f} images/s {side['patches_per_s']:10,.0f} patches/s"
+    if "p50" in side:
+        text += f"  p50 {side['p50']:.1f} p99 {side['p99']:.1f} ms  {side['megabytes_per_s']:.0f} MB/s out"
+        text += f"  server {side['server_cores']:.1f} cores"
+        text += f", client {side['client_cores']:.1f}"
+    return text
+
+
+def in_a_process(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--loop", str(model)]
+    for name in ("side", "clients", "duration", "device", "dtype", "batch_images"):
+        value = getattr(arguments, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    done = subprocess.run([*command, "--", *arguments.serve], check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def loop(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The encoder alone, loaded exactly as the server loads it."""
+    from encoder_svc.bench.pictures import noise_picture
+    from encoder_svc.config import load_config
+    from encoder_svc.images.types import EncodedImageBytes
+    from encoder_svc.observability.metrics import Metrics
+    from encoder_svc.server.allocator import use_one_heap
+    from encoder_svc.server.loading import Loader
+
+    use_one_heap()
+    flags = {"device": arguments.device, "dtype": arguments.dtype, **serve_flags(arguments.serve)}
+    loader = Loader(load_config(flags=flags, environment={}).config, str(arguments.loop), Metrics())
+    tower = loader.load_tower()
+    processor = tower.workflow.load_input_processor()(tower.settings, loader.limits)
+    number = arguments.batch_images or arguments.clients
+    pictures = [noise_picture(arguments.side, arguments.side, "jpeg", seed=seed).plain() for seed in range(number)]
+    images = [processor.plan(EncodedImageBytes(picture)).process() for picture in pictures]
+    largest = LARGEST_BATCH_PATCHES["cpu" if arguments.device == "cpu" else "cuda"]
+    per_batch = max(min(largest // images[0].grid.num_patches, number), 1)
+    batch = tower.workflow.load_input_builder()(images[:per_batch], tower.encoder)
+
+    def wait() -> None:
+        if arguments.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def call() -> None:
+        on_device = batch.to(tower.device)
+        tower.encoder(on_device.segments, on_device.inputs)
+
+    with torch.inference_mode():
+        call()
+        wait()
+        done, started_s = 0, time.perf_counter()
+        while time.perf_counter() - started_s < arguments.duration:
+            call()
+            done += 1
+            if done % 4 == 0:
+                wait()
+        wait()
+        elapsed_s = time.perf_counter() - started_s
+    rate = done * per_batch / elapsed_s
+    return {"images_per_s": rate, "patches_per_s": rate * images[0].grid.num_patches}
+
+
+def serve_flags(options: list[str]) -> dict[str, str]:
+    """``--name value`` pairs as option names."""
+    names = [option.removeprefix("--").replace("-", "_") for option in options[::2]]
+    return dict(zip(names, options[1::2], strict=True))
+
+
+def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The same images through the server, from clients in processes of their own."""
+    reports = [folder / f"report-{index}.json" for index in range(arguments.client_processes)]
+    each = max(arguments.clients // arguments.client_processes, 1)
+    options = ["--target", target, "--mix", str(mix), "--concurrency", str(each), "--duration", str(arguments.duration)]
+    options += ["--timeout-s", "600"]
+    before, started_s = server.cpu_times(), time.perf_counter()
+    clients = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "encoder_svc",
+                "bench",
+                "serve",
+                *options,
+                "--json",
+                str(path),
+                "--seed",
+                str(index),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for index, path in enumerate(reports)
+    ]
+    for client in clients:
+        if client.wait() != 0:
+            raise SystemExit(f"bench serve failed with {client.returncode}")
+    after, wall_s = server.cpu_times(), time.perf_counter() - started_s
+    seen = [json.loads(path.read_text()) for path in reports]
+    total = {
+        name: sum(report["rates"][name] for report in seen)
+        for name in ("images_per_s", "patches_per_s", "megabytes_per_s")
+    }
+    return total | {
+        "p50": statistics.median(report["latency_s"]["p50"] for report in seen) * 1e3,
+        "p99": max(report["latency_s"]["p99"] for report in seen) * 1e3,
+        "server_cores": (after.user + after.system - before.user - before.system) / wall_s,
+        "client_cores": sum(report["client_cpu_ratio"] for report in seen),
+    }
+
+
+@contextmanager
+def running_server(model: Path, arguments: argparse.Namespace, log: Path) -> Iterator[tuple[psutil.Process, str]]:
+    from demo import wait_for_port
+
+    command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--cache-bytes", "0"]
+    command += ["--device", arguments.device, "--dtype", arguments.dtype, *arguments.serve]
+    with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
+        try:
+            yield psutil.Process(server.pid), f"127.0.0.1:{wait_for_port(server, log)}"
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
