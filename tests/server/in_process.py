@@ -1,0 +1,39 @@
+"""A server on the test's own event loop, for looking inside."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from encoder_svc.config import load_config
+from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.request import Observer
+from encoder_svc.server.app import Server
+from encoder_svc.server.loading import Loader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from encoder_svc.server.pipeline import Pipeline
+
+
+@asynccontextmanager
+async def serving(model: Path, **options: object) -> AsyncIterator[tuple[Pipeline, str]]:
+    """The pipeline of a server that takes requests, and its target. On the CPU, without a cache."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = {"device": "cpu", "dtype": "float32", "cache_bytes": 0, "port": port, **options}
+    config = load_config(flags=flags, environment={}).config
+    metrics = Metrics()
+    server = Server(config, Loader(config, str(model), metrics), Observer(metrics))
+    running = asyncio.create_task(server.run())
+    while server._servicer._pipeline is None:
+        await asyncio.sleep(0.01)
+        assert not running.done(), running.exception()
+    yield server._servicer._pipeline, f"127.0.0.1:{port}"
+    server._stop.set()
+    assert await running == 0

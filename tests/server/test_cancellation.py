@@ -1,0 +1,94 @@
+"""Callers that leave take their work with them, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from encoder_svc.client import AsyncEncoderClient
+from encoder_svc.images.types import RawRgb
+from tests.server.in_process import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from encoder_svc.server.pipeline import Pipeline
+
+NUM_REQUESTS = 1_000
+AT_ONCE = 100
+
+
+def images() -> list[np.ndarray]:
+    random_ = np.random.default_rng(0)
+    sides = random_.integers(28, 170, (NUM_REQUESTS, 2))
+    return [random_.integers(0, 256, (height, width, 3), np.uint8) for height, width in sides]
+
+
+async def reference(pipeline: Pipeline, image: np.ndarray) -> bytes:
+    """The image encoded by itself."""
+    plan = pipeline.processor.plan(RawRgb(*image.shape[:2], image.tobytes()))
+    return bytes((await pipeline.engine.encode(plan.process())).data)
+
+
+def numbers(pipeline: Pipeline) -> dict[str, int]:
+    """What is in work or kept, everywhere that something can be."""
+    admission, engine = pipeline.admission, pipeline.engine
+    return {
+        "requests": admission.num_requests,
+        "images": admission.pending_images,
+        "bytes": admission.pending_bytes,
+        "patches": admission.pending_patches,
+        "expected": admission.expected_patches,
+        "queued": engine.queued_images,
+        "queued patches": engine.queued_patches,
+        "flights": len(pipeline._flights),
+        "batches": len(engine._batches),
+        "tasks": len(asyncio.all_tasks()),
+        "threads": threading.active_count(),
+        "files": psutil.Process().num_fds(),
+    }
+
+
+async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str], Path]) -> None:
+    async with serving(tiny_checkpoint("qwen2_5_vl")) as (pipeline, target), AsyncEncoderClient(target) as client:
+        sent = images()
+        await asyncio.gather(*(client.encode([image]) for image in sent[:AT_ONCE]))  # every thread is there now
+        before = numbers(pipeline)
+        chance = random.Random(1)
+        leaving = set(chance.sample(range(NUM_REQUESTS), NUM_REQUESTS // 2))
+        at_once = asyncio.Semaphore(AT_ONCE)
+        received: dict[int, bytes] = {}
+
+        async def one(index: int) -> None:
+            async with at_once:
+                call = asyncio.create_task(client.encode([sent[index]], timeout_s=60))
+                if index in leaving:
+                    # Anywhere in its life: being sent, read, decoded, queued, encoded, answered.
+                    await asyncio.sleep(chance.uniform(0, 0.4))
+                    call.cancel()
+                done, _ = await asyncio.wait([call])
+                if not call.cancelled():
+                    received[index] = done.pop().result()[0].embeddings.tobytes()
+
+        await asyncio.gather(*map(one, range(NUM_REQUESTS)))
+        stayed = set(range(NUM_REQUESTS)) - leaving
+        assert stayed <= received.keys()
+        assert len(received) < NUM_REQUESTS - 50  # cancelling came in time for many
+        for _ in range(100):
+            gc.collect()
+            after = numbers(pipeline)
+            if after == before:
+                break
+            await asyncio.sleep(0.05)
+        assert after == before
+        for index in chance.sample(sorted(received), 200):
+            expected = np.frombuffer(await reference(pipeline, sent[index]), np.float32)
+            seen = np.frombuffer(received[index], np.float32)
+            np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
