@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def serving(model: Path, **options: object) -> AsyncIterator[tuple[Pipeline, str]]:
-    """The pipeline of a server that takes requests, and its target. On the CPU, without a cache."""
+async def serving(model: Path, *, exit_code: int = 0, **options: object) -> AsyncIterator[tuple[Pipeline, str]]:
+    """The pipeline of a server that takes requests, and its target. On the CPU, without a cache.
+
+    Args:
+        exit_code: that it is to end with.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,4 +40,4 @@ async def serving(model: Path, **options: object) -> AsyncIterator[tuple[Pipelin
         assert not running.done(), running.exception()
     yield server._servicer._pipeline, f"127.0.0.1:{port}"
     server._stop.set()
-    assert await running == 0
+    assert await running == exit_code
