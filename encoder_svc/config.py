@@ -125,6 +125,9 @@ class Config:
     metrics_port: int | None = _option(
         None, _port, "PORT", "port for Prometheus metrics, on the same host; without it there are none"
     )
+    max_connection_age_s: float = _option(
+        0.0, _seconds, "SECONDS", "how long callers keep a connection before they are asked to open another; 0 for ever"
+    )
     tls_cert: str | None = _option(
         None, _text, "FILE", "this server's certificate with its chain, PEM; with tls_key, callers must use TLS"
     )

@@ -97,6 +97,7 @@ def test_the_options_are_these() -> None:
         "host",
         "port",
         "metrics_port",
+        "max_connection_age_s",
         "tls_cert",
         "tls_key",
         "tls_client_ca",

@@ -57,6 +57,7 @@ _BROKEN = request_error(Reason.DEVICE_BROKEN, "This replica's device is broken a
 _SERVICE = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 # Above our own limit, so that a request a little too large gets our reason and not only the transport's.
 _MESSAGE_SLACK_BYTES = 2**20
+_INT32_MAX = 2**31 - 1  # gRPC's "for ever"
 # How long connections stay after the last request, so that callers read DRAINING and health watches NOT_SERVING.
 _FAREWELL_S = 0.5
 
@@ -174,6 +175,10 @@ class Server:
             options=[
                 ("grpc.max_receive_message_length", self._loader.limits.max_request_bytes + _MESSAGE_SLACK_BYTES),
                 ("grpc.so_reuseport", 0),
+                (
+                    "grpc.max_connection_age_ms",
+                    min(round(self._config.max_connection_age_s * 1e3), _INT32_MAX) or _INT32_MAX,
+                ),
             ],
         )
         encoder_pb2_grpc.add_EncoderServicer_to_server(self._servicer, server)

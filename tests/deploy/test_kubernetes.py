@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,10 +28,12 @@ DEVICES = {"base": None, "overlays/cuda": "nvidia.com/gpu", "overlays/rocm": "am
 
 @cache
 def render(variant: str) -> dict[str, dict[str, Any]]:
-    """The manifests of a variant by kind; there is one of each."""
-    done = subprocess.run(
-        [KUBECTL, "kustomize", KUBERNETES / variant], check=False, capture_output=True, text=True, timeout=60
-    )
+    """The manifests of a variant of ours by kind; there is one of each."""
+    return render_folder(KUBERNETES / variant)
+
+
+def render_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    done = subprocess.run([KUBECTL, "kustomize", folder], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     manifests = list(yaml.safe_load_all(done.stdout))
     by_kind = {manifest["kind"]: manifest for manifest in manifests}
@@ -183,3 +186,28 @@ def test_each_variant_has_its_image_and_its_device(variant: str) -> None:
     resources = container(variant)["resources"]
     assert {name for name in resources["limits"] if "/" in name} == ({DEVICES[variant]} - {None})
     assert set(resources["requests"]) == set(resources["limits"]) >= {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_tls_the_probes_are_commands_that_find_the_certificate(variant: str, tmp_path: Path) -> None:
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(KUBERNETES / variant, tmp_path)],
+        "components": [os.path.relpath(KUBERNETES / "components" / "tls", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    deployment = render_folder(tmp_path)["Deployment"]
+    kubernetes_validate.validate(deployment, kubernetes_validate.latest_version(), strict=True)
+    [secured] = deployment["spec"]["template"]["spec"]["containers"]
+    for probe, command in {
+        "startup": ["encoder-svc", "health"],
+        "readiness": ["encoder-svc", "health"],
+        "liveness": ["encoder-svc", "health", "--service", ""],
+    }.items():
+        assert "grpc" not in secured[f"{probe}Probe"]
+        assert secured[f"{probe}Probe"]["exec"]["command"] == command
+    [mount] = [mount for mount in secured["volumeMounts"] if mount["name"] == "tls"]
+    environment = {entry["name"]: entry["value"] for entry in secured["env"] if "value" in entry}
+    config = load_config(flags={}, environment=environment).config
+    assert (config.tls_cert, config.tls_key) == (f"{mount['mountPath']}/tls.crt", f"{mount['mountPath']}/tls.key")
