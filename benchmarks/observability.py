@@ -4,9 +4,9 @@
     python benchmarks/observability.py [--model DIR] [--rounds 20] [--seconds 2] [--concurrency 4]
 
 Two servers of the same checkout run beside each other and take turns under the same closed load, each photograph
-different and nothing cached: one as it is, its log in JSON in a file and its metrics scraped every second; the other
-with every call to prometheus-client, the loop's probe and the line for each request taken out. Without --model: tiny
-qwen2_5_vl, so that a request is as cheap as can be and what is measured as dear.
+different and nothing cached: one as it is, its log in JSON in a file and its metrics scraped every five seconds; the
+other with every call to prometheus-client, the loop's probe and the line for each request taken out. Without --model:
+tiny qwen2_5_vl, so that a request is as cheap as can be and what is measured as dear.
 
 Prints the throughput and the server's CPU time for an image, medians over the rounds, and the median of the rounds'
 ratios with its 95 % interval (bootstrap).
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Final
 
 import psutil
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 
 from encoder_svc.client import AsyncEncoderClient, EncoderClient, RequestError
 
@@ -51,6 +52,7 @@ class Side:
 
     name: str
     target: str
+    metrics_port: int
     process: psutil.Process
 
 
@@ -78,9 +80,11 @@ def main() -> int:
             subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
         sides = [stack.enter_context(serving(name, model, Path(folder))) for name in ("with", "without")]
         windows = asyncio.run(take_turns(sides, arguments))
+        lag = loop_lag(sides[0])
     print(f"{date.today()}, {platform.machine()}, {psutil.cpu_count()} cores, torch {torch.__version__}")
     print(f"{arguments.rounds} rounds of {arguments.seconds:g} s a side, {arguments.concurrency} callers")
     report(windows)
+    print(f"event loop's timers that were late by at most: {lag}")
     return 0
 
 
@@ -117,8 +121,8 @@ def serving(name: str, model: Path, folder: Path) -> Iterator[Side]:
         try:
             wait_until_ready(f"127.0.0.1:{port}")
             if name == "with":
-                threading.Thread(target=scrape_every_second, args=(metrics_port, over), daemon=True).start()
-            yield Side(name, f"127.0.0.1:{port}", psutil.Process(server.pid))
+                threading.Thread(target=scrape_repeatedly, args=(metrics_port, over), daemon=True).start()
+            yield Side(name, f"127.0.0.1:{port}", metrics_port, psutil.Process(server.pid))
         finally:
             over.set()
             server.terminate()
@@ -144,10 +148,21 @@ def wait_until_ready(target: str) -> None:
                 return
 
 
-def scrape_every_second(port: int, over: threading.Event) -> None:
-    while not over.wait(1.0):
+def scrape_repeatedly(port: int, over: threading.Event) -> None:
+    while not over.wait(5.0):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             answer.read()
+
+
+def loop_lag(side: Side) -> str:
+    """The share of the loop's timers within each of some bounds, idle turns included."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{side.metrics_port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    shares = {}
+    for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
+        if sample.name == "encoder_event_loop_lag_seconds_bucket":
+            shares[sample.labels["le"]] = sample.value
+    return ", ".join(f"{float(le) * 1e3:g} ms {shares[le] / shares['+Inf']:.2%}" for le in ("0.005", "0.025", "0.1"))
 
 
 async def take_turns(sides: Sequence[Side], arguments: argparse.Namespace) -> dict[str, list[Window]]:

@@ -81,8 +81,8 @@ _IMAGES = MetricGroup(
             kind="counter",
             unit="images",
             labels={"outcome": IMAGE_OUTCOMES},
-            meaning="Images by what became of them: `encoded` on the device, found `cached`, `shared` with another "
-            "caller's, `fetched` by key, `failed`, or `cancelled` with their request.",
+            meaning="Images of admitted calls by what became of them: `encoded` on the device, found `cached`, "
+            "`shared` with another caller's, `fetched` by key, `failed`, or `cancelled` with their call.",
             when_it_moves="`failed`: encoder_image_failures_total says why. `cancelled`: callers' timeouts are short, "
             "or the service is slow.",
         ),

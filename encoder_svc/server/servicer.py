@@ -198,10 +198,11 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         time_remaining_s = context.time_remaining()
         deadline_s = math.inf if time_remaining_s is None else time.monotonic() + time_remaining_s
         lease_s = self._lease_s(request)
-        with _admitted(pipeline, request, record) as grant:
+        with _admitted(pipeline, request) as grant:
             images = await pipeline.admit([_source(image) for image in request.images])
             pipeline.processor.limits.check_request_patches(sum(image.grid_patches for image in images))
             grant.reserve(sum(image.num_patches for image in images), deadline_s - time.monotonic())
+            record.admitted(len(images), request.ByteSize())
             answer = self._answer(context, pipeline, len(images), request.request_id, record)
             one = _OneRequest(
                 pipeline=pipeline,
@@ -330,7 +331,7 @@ def _is_out_of_time(context: Context) -> bool:
 
 
 @contextmanager
-def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, record: RequestRecord) -> Iterator[Grant]:
+def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> Iterator[Grant]:
     """Room for a request while it runs.
 
     Raises:
@@ -340,7 +341,6 @@ def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, reco
     limits.check_num_images(len(request.images))
     limits.check_request_bytes(num_bytes)
     grant = pipeline.admission.admit(num_images=len(request.images), num_bytes=num_bytes)
-    record.admitted(len(request.images), num_bytes)
     try:
         yield grant
     finally:

@@ -161,6 +161,7 @@ def test_refusals_and_failures_are_counted_by_reason(
     assert scrape.value("encoder_image_failures_total", reason="IMAGE_CORRUPT") == 1
     assert scrape.value("encoder_image_failures_total", reason="KEY_UNKNOWN") == 1
     assert scrape.value("encoder_images_total", outcome="failed") == 2
+    assert scrape.value("encoder_images_total", outcome="cancelled") == 0
 
 
 def test_a_call_that_is_cancelled_and_one_out_of_time_are_told_apart(
