@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LONGEST_TEXT: Final = 128
+_JSON: Final = json.JSONEncoder(default=str)
 _PLAIN: Final = re.compile(r"[\w.:/@+-]+", flags=re.ASCII)
 
 
@@ -53,7 +54,7 @@ class JsonFormatter(logging.Formatter):
         entry |= {name: _cut(value) for name, value in _fields(record).items()}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return _JSON.encode(entry)
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Any]:

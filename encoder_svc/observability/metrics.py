@@ -9,11 +9,12 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, GCCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from encoder_svc.errors import CODES, Reason
 from encoder_svc.observability.catalogue import METRICS
+from encoder_svc.observability.histogram import LoopHistogram
 from encoder_svc.observability.stages import STAGES
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FOUND_BY_THE_CLIENT = (Reason.CHECKSUM_MISMATCH, Reason.PROTOCOL_ERROR, Reason.
 
 
 class Metrics:
-    """One server's metrics, in a registry of their own. Any thread may call any method.
+    """One server's metrics, in a registry of their own. Belongs to the event loop; a scrape may come in any thread.
 
     A ``trace_id`` becomes the exemplar of what it was observed with; empty for none.
     """
@@ -44,33 +45,32 @@ class Metrics:
         self._request_bytes = self._counter("encoder_request_bytes_total")
         self._response_bytes = self._counter("encoder_response_bytes_total")
         self._batches = self._counter("encoder_batches_total")
-        self._batch_patches = self._histogram("encoder_batch_patches")
-        self._batch_images = self._histogram("encoder_batch_images")
-        self._batch_padding = self._histogram("encoder_batch_padding_ratio")
+        self._batch_patches = self._histogram("encoder_batch_patches").series()
+        self._batch_images = self._histogram("encoder_batch_images").series()
+        self._batch_padding = self._histogram("encoder_batch_padding_ratio").series()
         self._device_busy = self._counter("encoder_device_busy_seconds_total")
-        self._loop_lag = self._histogram("encoder_event_loop_lag_seconds")
+        self._loop_lag = self._histogram("encoder_event_loop_lag_seconds").series()
         stage_duration = self._histogram("encoder_stage_duration_seconds")
-        self._stages = {stage: stage_duration.labels(stage) for stage in STAGES}
+        self._stages = {stage: stage_duration.series(stage) for stage in STAGES}
         self._start_series_at_zero()
 
     def request_ended(self, method: str, code: str, reason: str, duration_s: float, trace_id: str = "") -> None:
         """A call has ended with this gRPC status; ``reason`` is empty if it is OK."""
         self._requests.labels(method, code, reason).inc()
-        self._request_duration.labels(method, code).observe(duration_s, _exemplar(trace_id))
+        self._request_duration.series(method, code).observe(duration_s, trace_id)
 
     def first_embedding(self, method: str, seconds: float, trace_id: str = "") -> None:
         """A call's first image has been written."""
-        self._first_embedding.labels(method).observe(seconds, _exemplar(trace_id))
+        self._first_embedding.series(method).observe(seconds, trace_id)
 
     def image_ended(self, outcome: str, stages: Stages | None = None, *, reason: str = "", trace_id: str = "") -> None:
         """One image is done with. ``reason`` is that of a failure."""
         self._images.labels(outcome).inc()
         if reason:
             self._image_failures.labels(reason).inc()
-        exemplar = _exemplar(trace_id)
         for stage, seconds in stages.items() if stages else ():
             if seconds:
-                self._stages[stage].observe(seconds, exemplar)
+                self._stages[stage].observe(seconds, trace_id)
 
     def bytes_received(self, num_bytes: int) -> None:
         """A request was admitted."""
@@ -110,9 +110,10 @@ class Metrics:
         metric = METRICS[name]
         return Counter(name, metric.meaning, tuple(metric.labels), registry=self.registry)
 
-    def _histogram(self, name: str) -> Histogram:
-        metric = METRICS[name]
-        return Histogram(name, metric.meaning, tuple(metric.labels), buckets=metric.buckets, registry=self.registry)
+    def _histogram(self, name: str) -> LoopHistogram:
+        histogram = LoopHistogram(METRICS[name])
+        self.registry.register(histogram)
+        return histogram
 
     def _start_series_at_zero(self) -> None:
         """A series that is born with its first event has no increase that Prometheus could see."""
@@ -125,9 +126,9 @@ class Metrics:
                 counter.labels(*values)
         for method in METRICS["encoder_requests_total"].labels["method"] or ():
             self._requests.labels(method, "OK", "")
-            self._request_duration.labels(method, "OK")
+            self._request_duration.series(method, "OK")
         for method in METRICS["encoder_time_to_first_embedding_seconds"].labels["method"] or ():
-            self._first_embedding.labels(method)
+            self._first_embedding.series(method)
         for reason in Reason:
             if reason not in _FOUND_BY_THE_CLIENT:
                 self._requests.labels("EncodeImages", CODES[reason], reason)
@@ -151,7 +152,3 @@ class _State:
             gauge = GaugeMetricFamily(info.name, info.meaning, labels=tuple(info.labels))
             gauge.add_metric([self.build_info[label] for label in info.labels], 1)
             yield gauge
-
-
-def _exemplar(trace_id: str) -> dict[str, str] | None:
-    return {"trace_id": trace_id} if trace_id else None

@@ -166,11 +166,11 @@ class RequestRecord:
 
     def fields(self) -> dict[str, Any]:
         """For the log. Stages are means over the request's images, in milliseconds; those of none are left out."""
+        sums_s = dict.fromkeys(STAGES, 0.0)
         sent = [image.stages for image in self.images if image.outcome != "failed"]
-        means_ms = {
-            stage: round(sum(getattr(stages, f"{stage}_s") for stages in sent) / len(sent) * 1e3, 3)
-            for stage in (STAGES if sent else ())
-        }
+        for stages in sent:
+            for stage, seconds in stages.items():
+                sums_s[stage] += seconds
         return {
             "method": self.method,
             "code": self.code,
@@ -182,7 +182,7 @@ class RequestRecord:
             "rows": self.num_rows,
             "bytes": self.num_bytes,
             "duration_ms": round(self.duration_s * 1e3, 3),
-            "stages_ms": {stage: mean for stage, mean in means_ms.items() if mean},
+            "stages_ms": {stage: round(sum_s / len(sent) * 1e3, 3) for stage, sum_s in sums_s.items() if sum_s},
         }
 
 
