@@ -74,7 +74,13 @@ def main() -> int:
 
 def measure_family(family: str, folder: Path, rate: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each side and cell, printed as it is measured."""
-    ours = Ours(folder, device=arguments.device, dtype=arguments.dtype, backend=arguments.attn_backend)
+    ours = Ours(
+        folder,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        backend=arguments.attn_backend,
+        quantization=arguments.quantization,
+    )
     theirs = Theirs(folder, device=arguments.device, dtype=arguments.dtype)
     settings = ours.tower.settings
     selection = ours.tower.selection
@@ -189,6 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=list(TORCH_DTYPES))
     parser.add_argument("--attn-backend", help="our attention backend; without it the platform chooses")
+    parser.add_argument("--quantization", default="none", choices=["none", "fp8"], help="of our matrix products")
     parser.add_argument("--depth", type=int, help="layers, for a quick look; default: the checkpoints' own")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--cell-s", type=float, default=20.0, help="stop a cell's rounds after this many seconds")

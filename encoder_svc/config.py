@@ -49,6 +49,16 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _fraction(value: Any) -> float:
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = 0
+    if not 0 < share <= 1:
+        raise ValueError("not a share, more than 0 and at most 1")
+    return share
+
+
 def _bytes(value: Any) -> int:
     matched = re.fullmatch(r"(\d{1,20})\s*([A-Z]*?)B?", str(value).strip().upper())
     unit = _SUFFIXES.get(matched[2], _SUFFIXES.get(matched[2] + "B")) if matched else None
@@ -172,6 +182,21 @@ class Config:
     decode_threads: int = _option(4, _COUNT, "N", "threads that decode and resize images")
     max_batch_patches: int | None = _option(
         None, _COUNT, "N", "patches in one batch, a larger image runs alone; without it 65,536 on a GPU, 4,096 on a CPU"
+    )
+    memory_fraction: float = _option(
+        0.9, _fraction, "SHARE", "of a GPU's free memory that batches may take; what fits bounds max_batch_patches"
+    )
+    cuda_graph_max_patches: int = _option(
+        4_096,
+        _at_least(0, at_most=2**20),
+        "N",
+        "batches up to this many patches run as CUDA graphs, captured at start in at most 15 s and 4 GiB; 0 for none",
+    )
+    quantization: str = _option(
+        "none",
+        _one_of("none", "fp8"),
+        "KIND",
+        "of matrix products: none, or fp8 (e4m3, a scale for each row) on NVIDIA GPUs of capability 8.9 and more",
     )
     max_batch_images: int = _option(64, _COUNT, "N", "images in one batch")
     max_queued_patches: int = _option(

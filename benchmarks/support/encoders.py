@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from encoder_svc.engine.builder import Batch, build_batch
+from encoder_svc.engine.builder import build_batch
+from encoder_svc.engine.runner import DeviceRunner, PreparedBatch
 from encoder_svc.images.patches import normalise, patchify
 from encoder_svc.images.types import ProcessedImage
 from encoder_svc.models.checkpoint import Checkpoint
@@ -32,24 +33,28 @@ _FLASH = ("flash_attention_4", "flash_attention_3", "flash_attention_2")
 class Ours:
     """Our encoder as the server runs it: from uint8 patches on the device to rows on the device."""
 
-    def __init__(self, folder: Path, *, device: str, dtype: str, backend: str | None) -> None:
+    def __init__(
+        self, folder: Path, *, device: str, dtype: str, backend: str | None, quantization: str = "none"
+    ) -> None:
         checkpoint = Checkpoint(str(folder))
         platform = platform_for_device(device)
         self.tower: VisionTower = load_tower(
             checkpoint,
             checkpoint.processor_settings(resize="torch"),
-            make_attention(checkpoint, platform=platform, dtype=dtype, override=backend),
+            make_attention(checkpoint, platform=platform, dtype=dtype, override=backend, device=device),
             platform=platform,
             device=device,
             dtype=dtype,
+            quantisation=quantization,
         )
+        self._runner = DeviceRunner(self.tower)
+        self._runner.warm_up(graph_max_patches=4_096, memory_fraction=0.9, max_batch_patches=65_536)
 
-    def batch(self, images: Sequence[ProcessedImage]) -> Batch:
-        return build_batch(images, self.tower.encoder).to(self.tower.device)
+    def batch(self, images: Sequence[ProcessedImage]) -> PreparedBatch:
+        return self._runner.prepare(build_batch(images, self.tower.encoder))
 
-    def rows(self, batch: Batch) -> torch.Tensor:
-        rows: torch.Tensor = self.tower.encoder(batch.segments, batch.inputs)
-        return rows
+    def rows(self, batch: PreparedBatch) -> torch.Tensor:
+        return self._runner.rows(batch)
 
 
 class Theirs:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 # First match wins; names of CUDA kernels, of Triton kernels and of CPU operators.
 CLASSES = (
-    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn"),
-    ("rotary", r"rotary"),
+    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn|rotated_windows"),
+    ("rotary", r"rotary|rotate\b"),
     ("norm", r"norm"),
-    ("activation", r"gelu|silu|sigmoid"),
+    ("activation", r"gelu|silu|sigmoid|activate"),
     ("quantise", r"quanti"),
     ("matrix products", r"gemm|mm\b|mm_|bmm|nvjet|cutlass|linear|convolution|conv3d|xmma"),
     ("copies", r"copy|cat|index|memcpy|memset|gather|contiguous"),

@@ -21,7 +21,8 @@ class PackedSequences(NamedTuple):
     Attributes:
         cu_seqlens: int32 [S + 1] on the device; sequence i is rows ``cu_seqlens[i]:cu_seqlens[i + 1]``.
         max_seqlen: the longest sequence, a host int.
-        lengths: the same boundaries on the host, as S lengths, for backends that shape their work by them.
+        lengths: the same boundaries on the host, as S lengths, for backends that shape their work by them; empty where
+            only the device knows them, for backends that are ``capturable``.
     """
 
     cu_seqlens: torch.Tensor
@@ -35,6 +36,21 @@ class PackedSequences(NamedTuple):
         for length in lengths:
             boundaries.append(boundaries[-1] + length)
         return cls(torch.tensor(boundaries, dtype=torch.int32), max(lengths), tuple(lengths))
+
+    def padded(self, num_patches: int, max_sequences: int, longest: int) -> PackedSequences | None:
+        """As many sequences as asked, over ``num_patches``: its own, then some of padding, then empty ones.
+
+        Boundaries alone differ between two of one shape: ``max_seqlen`` is ``longest`` and the host's lengths are
+        unknown, so that a captured graph can be replayed with others. None where they do not fit.
+        """
+        ends = torch.arange(int(self.cu_seqlens[-1]), num_patches, longest, dtype=torch.int32)[1:]
+        boundaries = torch.full((max_sequences + 1,), num_patches, dtype=torch.int32)
+        known = len(self.cu_seqlens) + len(ends)
+        if known > max_sequences or self.max_seqlen > longest:
+            return None
+        boundaries[: len(self.cu_seqlens)] = self.cu_seqlens
+        boundaries[len(self.cu_seqlens) : known] = ends
+        return PackedSequences(boundaries, longest, ())
 
     def to(self, device: torch.device | str) -> PackedSequences:
         return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=True))
@@ -51,11 +67,15 @@ class AttentionBackend(abc.ABC):
         causal: each patch sees only itself and those before it in its sequence.
         implementation: which of the backend's implementations was selected; of no matter to one that has only one.
 
+    Attributes:
+        capturable: it needs no lengths on the host and can be captured in a CUDA graph.
+
     Raises:
         ImportError: the package that it needs is there but does not load.
     """
 
     name: str
+    capturable = False
 
     def __init__(
         self,

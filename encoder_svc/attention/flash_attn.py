@@ -24,6 +24,7 @@ class FlashAttn(AttentionBackend):
     """fp16 and bf16, head sizes that are multiples of 8 up to 256."""
 
     name = "FLASH_ATTN"
+    capturable = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -49,7 +50,7 @@ class FlashAttn(AttentionBackend):
         lengths: Sequence[int],
     ) -> torch.Tensor:
         # flash-attn 4 takes windows of one length 1.8 times as fast as a plain batch; torch's kernel takes them alike.
-        if self._dense is not None and lengths.count(lengths[0]) == len(lengths):
+        if self._dense is not None and lengths and lengths.count(lengths[0]) == len(lengths):
             return self._dense(*(x.unflatten(0, (len(lengths), lengths[0])) for x in (q_NHD, k_NKD, v_NKD)))
         return self._run(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen)
 

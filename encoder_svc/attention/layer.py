@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from encoder_svc.attention.base import AttentionBackend
+    from encoder_svc.attention.triton_windows import WindowAttention
     from encoder_svc.platforms import Platform, Selection
 
 
@@ -32,6 +33,10 @@ class MMEncoderAttention:
         causal: each patch sees only itself and earlier ones of its sequence.
         flash_attn_implementation: the operator's pin inside FLASH_ATTN; None lets the platform choose.
         failed: kernels that the platform shall pass over; see :mod:`encoder_svc.attention.selfcheck`.
+
+    Attributes:
+        windows: what takes sequences of at most 64 patches, their rotation included, where the platform chose the
+            backend and this is faster; None where the backend takes them.
 
     Raises:
         AttentionBackendError: the override cannot run here.
@@ -56,6 +61,8 @@ class MMEncoderAttention:
             head_size, dtype, attn_backend, flash_attn_implementation=flash_attn_implementation, failed=failed
         )
         self.dtype = dtype
+        self.head_size = head_size
+        self.windows: WindowAttention | None = None
         try:
             self.backend: AttentionBackend = load_backend(platform.backends[self.selection.backend])(
                 num_heads=num_heads,

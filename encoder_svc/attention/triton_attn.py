@@ -38,6 +38,7 @@ class TritonAttn(AttentionBackend):
     """fp16, bf16 and fp32, head sizes up to 256."""
 
     name = "TRITON_ATTN"
+    capturable = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -63,7 +64,7 @@ class TritonAttn(AttentionBackend):
         unit = math.gcd(_WIDEST_LOAD, *strides)
         tiles = tiles_for(self.head_size, q.dtype, max_seqlen, _shared_bytes(q.device))
         blocks = -(-max_seqlen // tiles.block_m)
-        self._kernel[(len(lengths) * blocks, self.num_heads)](
+        self._kernel[((len(cu_seqlens) - 1) * blocks, self.num_heads)](
             q,
             k,
             v,

@@ -6,18 +6,30 @@ that one's forward, whose d2h overlaps the next forward. On a CPU submitting a b
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
+
+from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
+from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
+from encoder_svc.engine.memory import measure, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from encoder_svc.engine.builder import Batch
+    from encoder_svc.engine.memory import MemoryBudget
     from encoder_svc.images.types import ProcessedImage
     from encoder_svc.models.tower import VisionTower
+
+logger = logging.getLogger(__name__)
+
+MAX_GRAPH_BYTES: Final = 4 * 2**30
+MAX_CAPTURE_S: Final = 15.0
+"""Bounds on the graphs that a start captures, in device memory and in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +79,80 @@ class Runner(Protocol):
         """Whether the device answers nothing but errors any more. Only the device thread calls it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """A batch on the device: as it was built, or staged for a graph."""
+
+    value: Batch | GraphInput
+
+    @property
+    def in_graph(self) -> bool:
+        return isinstance(self.value, GraphInput)
+
+
 class DeviceRunner:
-    """Runs a tower's batches on its device."""
+    """Runs a tower's batches on its device.
+
+    Attributes:
+        budget: how many patches fit the device's memory, once :meth:`warm_up` measured it; None on a CPU.
+    """
 
     def __init__(self, tower: VisionTower) -> None:
+        self.budget: MemoryBudget | None = None
+        self._graphs: Graphs | None = None
         self._tower = tower
         self._build_batch = tower.workflow.load_input_builder()
         self._split_by_image = tower.workflow.load_output_processor()
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
         self.depth = 1 if self._lanes is None else 2
+
+    @torch.inference_mode()
+    def warm_up(self, *, graph_max_patches: int, memory_fraction: float, max_batch_patches: int) -> int:
+        """Captures graphs, measures what a forward takes, and runs the largest batch once, so that its memory is had.
+
+        Args:
+            graph_max_patches: of a batch that runs as a CUDA graph; 0 for no graphs.
+            memory_fraction: of the device's free memory that batches may take.
+            max_batch_patches: the operator's bound.
+
+        Returns:
+            The largest batch, in patches: the operator's bound or what fits.
+        """
+        if self._lanes is None:
+            logger.info("memory budget: does not apply on a CPU; batches hold %d patches at most", max_batch_patches)
+            return max_batch_patches
+        tower = self._tower
+        with torch.cuda.device(tower.device):
+            if graph_max_patches:
+                self._capture(graph_max_patches, self._lanes.compute)
+            with torch.cuda.stream(self._lanes.compute):
+                self.budget = measure(tower, fraction=memory_fraction, in_flight=self.depth)
+                limit = min(self.budget.max_patches, max_batch_patches)
+                rehearse(tower, limit)
+        logger.info(
+            "memory budget: %.1f KiB a patch at the peak and %d MiB beside, %.1f GiB free, %.0f %% of it for batches: "
+            "%d patches fit; batches hold %d at most",
+            self.budget.bytes_per_patch / 2**10,
+            self.budget.fixed_bytes >> 20,
+            self.budget.free_bytes / 2**30,
+            memory_fraction * 100,
+            self.budget.max_patches,
+            limit,
+        )
+        return limit
+
+    def _capture(self, max_patches: int, stream: torch.cuda.Stream) -> None:
+        backend, config = self._tower.encoder.attention.backend, self._tower.encoder.config
+        if not backend.capturable:
+            logger.info("graphs: none; %s shapes its work by lengths on the host", backend.name)
+            return
+        if (config.window_patches or 0) > MAX_WINDOW_PATCHES:
+            logger.info("graphs: none; windows hold more than %d patches", MAX_WINDOW_PATCHES)
+            return
+        merge_unit = config.spatial_merge_size**2
+        graphs = Graphs(self._tower)
+        graphs.capture(bucket_sizes(max_patches, merge_unit), stream, max_bytes=MAX_GRAPH_BYTES, max_s=MAX_CAPTURE_S)
+        self._graphs = graphs
 
     def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
         """See :class:`Runner`."""
@@ -104,14 +181,27 @@ class DeviceRunner:
             return True
         return False
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """A batch on the device, ready for :meth:`rows`. On a GPU without waiting for it to get there."""
+        staged = None if self._graphs is None else self._graphs.stage(batch)
+        return PreparedBatch(batch.to(self._tower.device) if staged is None else staged)
+
+    def rows(self, prepared: PreparedBatch) -> torch.Tensor:
+        """The forward alone: embedding rows [rows, width] on the device. On a GPU, of the current stream."""
+        if isinstance(prepared.value, GraphInput):
+            assert self._graphs is not None
+            return self._graphs.run(prepared.value)
+        rows: torch.Tensor = self._tower.encoder(prepared.value.segments, prepared.value.inputs)
+        return rows
+
+    def _forward(self, prepared: PreparedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [rows, width], and which of them are finite [rows]."""
-        rows = self._tower.encoder(batch.segments, batch.inputs)
+        rows = self.rows(prepared)
         return rows, rows.isfinite().all(dim=-1)
 
     def _run_on_host(self, batch: Batch, build_s: float) -> Submitted:
         started_s = time.perf_counter()
-        rows, finite = self._forward(batch)
+        rows, finite = self._forward(self.prepare(batch))
         forward_s = time.perf_counter() - started_s
         return _Finished(self._split(batch, rows, finite, (0.0, forward_s, 0.0), build_s))
 
@@ -119,7 +209,7 @@ class DeviceRunner:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
         with torch.cuda.stream(lanes.h2d):
             marks[0].record()
-            on_device = batch.to(self._tower.device)
+            on_device = self.prepare(batch)
             marks[1].record()
         with torch.cuda.stream(lanes.compute):
             lanes.compute.wait_event(marks[1])

@@ -7,18 +7,20 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.layers import Block, PatchEmbed
+from encoder_svc.models.positions import inverse_frequencies, rotary_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
-    from encoder_svc.models.ops import Ops
+    from encoder_svc.models.ops import Ops, Rotary
 
 T = TypeVar("T")
 
@@ -114,6 +116,11 @@ class VisionConfig:
         return 0
 
     @property
+    def window_patches(self) -> int | None:
+        """Patches of a whole window, where some blocks attend within windows."""
+        return None
+
+    @property
     def width(self) -> int:
         """Values in one embedding row, deepstack levels included."""
         return self.out_hidden_size * (1 + self.num_deepstack)
@@ -154,6 +161,17 @@ class EncoderInputs:
     position_ids: torch.Tensor
     sequences: PackedSequences
 
+    def padded(self, num_patches: int, *, max_sequences: int) -> Self | None:
+        """The same for ``num_patches``, of which those beyond the batch's own are padding; on the host.
+
+        Two of one size differ in their tensors' values alone. None where there are more than ``max_sequences`` frames,
+        or a family's own sequences are too many.
+        """
+        sequences = self.sequences.padded(num_patches, max_sequences + 1, num_patches)
+        if sequences is None:
+            return None
+        return replace(self, position_ids=zeros_after(self.position_ids, num_patches), sequences=sequences)
+
     def to(self, device: torch.device) -> Self:
         """Every tensor of these inputs on ``device``."""
         moved: dict[str, Any] = {}
@@ -164,6 +182,11 @@ class EncoderInputs:
             elif isinstance(value, torch.Tensor):
                 moved[entry.name] = value.to(device, non_blocking=True)
         return replace(self, **moved)
+
+
+def zeros_after(values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """[n, k] as [num_rows, k]."""
+    return F.pad(values, (0, 0, 0, num_rows - len(values)))
 
 
 class VisionEncoder(nn.Module, abc.ABC):
@@ -195,13 +218,17 @@ class VisionEncoder(nn.Module, abc.ABC):
         """
         self.ops = ops
         self.patch_embed.prepare(ops, mean, std)
-        shift: torch.Tensor | None = None
-        if ops.defers_bias:
-            shift = torch.zeros(self.config.hidden_size, device=self.patch_embed.proj.weight.device)
+        device = self.patch_embed.proj.weight.device
+        self._inverse_frequencies = inverse_frequencies(self.config.head_size, self.config.rope_theta, device)
+        shift = torch.zeros(self.config.hidden_size, device=device) if ops.defers_bias else None
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            shift = block.prepare(ops, shift)
+            shift = block.prepare(ops.of_block(index, len(self.blocks)), shift)
             self.prepare_merger(index, shift)
+
+    def rotary(self, inputs: EncoderInputs) -> Rotary:
+        """cos and sin for the batch's patches."""
+        return rotary_embedding(inputs.position_ids, self._inverse_frequencies, self.attention.head_size)
 
     @abc.abstractmethod
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:

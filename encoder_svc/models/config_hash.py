@@ -23,6 +23,8 @@ class ConfigFactors:
         backend, implementation, implementation_version: the attention Selection's.
         revision: of the model's weights.
         model_config: the encoder's dimensions and switches.
+        windows: what takes the layers of windows, where it is not the backend.
+        operations: what computes all beside attention, with its packages' versions.
         quantisation: of the weights; ``"none"`` where there is none.
         graph_buckets: patches of each captured graph; empty where none is captured.
         torch: its version.
@@ -38,6 +40,8 @@ class ConfigFactors:
     torch: str
     platform: str
     device_name: str
+    windows: str = ""
+    operations: str = "torch"
     quantisation: str = "none"
     graph_buckets: tuple[int, ...] = ()
     workflow: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
 from encoder_svc.models.ops import CENTRE, LinearWeights, MlpWeights, NormWeights, Ops, Rotary, check_activation
 
 if TYPE_CHECKING:
@@ -66,25 +67,45 @@ class PatchEmbed(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """One qkv projection, 2-D rotary embedding, packed attention, output projection."""
+    """One qkv projection, 2-D rotary embedding, packed attention, output projection.
+
+    Where attention was made for wider heads than the config's, because its kernels take them faster, each half of a
+    head is padded with zeros: no score and no output changes.
+    """
 
     def __init__(self, config: VisionConfig, attention: MMEncoderAttention) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.padding = (attention.head_size - config.head_size) // 2
         self.attention = attention
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def prepare(self, ops: Ops) -> None:
         self._ops = ops
+        if self.padding:
+            self._pad_heads()
         self._qkv, self._proj = ops.lay_out_linear(self.qkv), ops.lay_out_linear(self.proj)
+
+    def _pad_heads(self) -> None:
+        halves = (2 * self.num_heads, -1)
+        weight = self.qkv.weight.data.unflatten(0, (3, *halves))
+        bias = self.qkv.bias.data.unflatten(0, (3, *halves))
+        out = self.proj.weight.data.unflatten(1, halves)
+        self.qkv.weight = _frozen(F.pad(weight, (0, 0, 0, self.padding)).flatten(0, 2))
+        self.qkv.bias = _frozen(F.pad(bias, (0, self.padding)).flatten())
+        self.proj.weight = _frozen(F.pad(out, (0, self.padding)).flatten(1))
 
     def add_(self, hidden: torch.Tensor, norm: NormWeights, rotary: Rotary, sequences: PackedSequences) -> None:
         """Adds its output for ``norm(hidden)`` to ``hidden``."""
         qkv_N3HD = self._ops.norm_linear(hidden, norm, self._qkv).unflatten(-1, (3, self.num_heads, -1))
-        self._ops.rotate_(qkv_N3HD, rotary)
-        q_NHD, k_NHD, v_NHD = qkv_N3HD.unbind(1)
-        out_NHD = self.attention(q_NHD, k_NHD, v_NHD, *sequences)
+        windows = self.attention.windows
+        if windows is not None and sequences.max_seqlen <= MAX_WINDOW_PATCHES:
+            out_NHD = windows(qkv_N3HD, rotary, sequences)
+        else:
+            self._ops.rotate_(qkv_N3HD, rotary)
+            q_NHD, k_NHD, v_NHD = qkv_N3HD.unbind(1)
+            out_NHD = self.attention(q_NHD, k_NHD, v_NHD, *sequences)
         self._ops.add_linear_(hidden, out_NHD.flatten(1), self._proj)
 
 
@@ -98,10 +119,14 @@ class Mlp(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, ups: Sequence[str], down: str) -> None:
         super().__init__()
         self._names = (*ups, down)
-        self._act = check_activation(act)
+        self.act = check_activation(act)
         for name in ups:
             self.add_module(name, nn.Linear(hidden_size, intermediate_size))
         self.add_module(down, nn.Linear(intermediate_size, hidden_size))
+
+    @property
+    def is_gated(self) -> bool:
+        return len(self._names) == 3
 
     @property
     def down(self) -> nn.Linear:
@@ -113,7 +138,7 @@ class Mlp(nn.Module):
         """Its weights for ``ops``."""
         layers = [self.get_submodule(name) for name in self._names]
         *ups, down = (layer for layer in layers if isinstance(layer, nn.Linear))
-        return ops.lay_out_mlp(ups, down, self._act)
+        return ops.lay_out_mlp(ups, down, self.act)
 
 
 class Block(nn.Module):
@@ -149,6 +174,10 @@ class Block(nn.Module):
         """Changes ``hidden`` in place."""
         self.attn.add_(hidden, self._norm1, rotary, sequences)
         self._ops.add_mlp_(hidden, self._norm2, self._mlp)
+
+
+def _frozen(values: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def norm_weights(norm: nn.Module, shift: torch.Tensor | None) -> NormWeights:

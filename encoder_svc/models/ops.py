@@ -55,12 +55,16 @@ def check_activation(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class LinearWeights:
-    """A linear layer: ``weight`` [out, in], ``bias`` [out]."""
+class LinearWeights(NamedTuple):
+    """A linear layer: ``weight`` [out, in], ``bias`` [out].
+
+    Attributes:
+        scales: float32 [1, out], what quantised rows of ``weight`` are multiplied by; None where it is not quantised.
+    """
 
     weight: torch.Tensor
-    bias: torch.Tensor | None
+    bias: torch.Tensor
+    scales: torch.Tensor | None = None
 
 
 class NormWeights(NamedTuple):
@@ -91,13 +95,19 @@ class Ops:
     """Operations of one device. Holds no state of a batch.
 
     Attributes:
+        name: part of the config hash.
         defers_bias: :meth:`add_linear_` leaves the bias out, and each norm that follows adds, as its ``shift``, all
             biases left out before it. So that residuals are added inside the matrix product.
         row_multiple: patches are padded with zeros to a multiple of this many values, for aligned matrix products.
     """
 
+    name = "torch"
     defers_bias = False
     row_multiple = 1
+
+    def of_block(self, index: int, depth: int) -> Ops:
+        """The operations of block ``index`` of ``depth``."""
+        return self
 
     def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
         """A layer's weights as this device wants them."""
@@ -139,6 +149,17 @@ class Ops:
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
         qkv_N3HD[:, :2] = rotated.to(qkv_N3HD.dtype)
 
+    def add_interpolated_(
+        self, hidden_NC: torch.Tensor, table: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        """Adds to each row of ``hidden`` the weighted sum of a few rows of ``table``, made in float32.
+
+        Args:
+            indices: int64 [N, corners].
+            weights: float32 [N, corners].
+        """
+        hidden_NC += (F.embedding(indices, table) * weights.unsqueeze(-1)).sum(dim=1).to(hidden_NC.dtype)
+
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
         """Adds ``x Wᵀ + b`` to ``hidden`` in place; without b under :attr:`defers_bias`."""
         hidden_NC += F.linear(x, weights.weight, weights.bias)
@@ -164,12 +185,3 @@ def _merged(layers: Sequence[nn.Linear]) -> LinearWeights:
     for layer, *views in zip(layers, weight.split(sizes), bias.split(sizes), strict=True):
         layer.weight, layer.bias = (nn.Parameter(view, requires_grad=False) for view in views)
     return LinearWeights(weight, bias)
-
-
-def ops_for(device: torch.device, dtype: torch.dtype) -> Ops:
-    """The fastest operations for ``device`` in ``dtype``."""
-    if device.type == "cpu":
-        from encoder_svc.models.ops_cpu import CpuOps, takes
-
-        return CpuOps() if takes(dtype) else Ops()
-    return Ops()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from encoder_svc.attention.base import PackedSequences
 
@@ -18,20 +19,29 @@ if TYPE_CHECKING:
     from encoder_svc.models.ops import Rotary
 
 
-def rotary_embedding(position_ids: torch.Tensor, head_size: int, theta: float) -> Rotary:
-    """cos and sin of 2-D rotary position embeddings, float32 [N, head_size / 2].
+def rotary_embedding(position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, padded_head_size: int) -> Rotary:
+    """cos and sin of 2-D rotary position embeddings, float32 [N, padded_head_size / 2].
 
     The first half of these angles follow the patch's row, the second its column. Source: RoFormer (Su et al., 2021), in
     the axial form of Qwen2-VL (Wang et al., 2024).
 
     Args:
         position_ids: int64 [N, 2], row and column of each patch.
+        inverse_frequencies: of :func:`inverse_frequencies`.
+        padded_head_size: angles beyond the frequencies' are 0.
     """
-    half = head_size // 2
-    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=position_ids.device) / half
-    inverse_frequencies = 1.0 / theta**exponents
-    angles_NF = (position_ids.float().unsqueeze(-1) * inverse_frequencies).flatten(1)
+    angles_NF = (position_ids.unsqueeze(-1) * inverse_frequencies).flatten(1)
+    padding = padded_head_size // 2 - angles_NF.shape[1]
+    if padding:
+        angles_NF = F.pad(angles_NF, (0, padding))
     return angles_NF.cos(), angles_NF.sin()
+
+
+def inverse_frequencies(head_size: int, theta: float, device: torch.device) -> torch.Tensor:
+    """What positions are multiplied by, float32 [head_size / 4]."""
+    half = head_size // 2
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+    return 1.0 / theta**exponents
 
 
 def patch_positions(grids: Sequence[GridThw], merge_size: int) -> npt.NDArray[np.int64]:

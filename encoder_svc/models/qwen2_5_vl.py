@@ -6,8 +6,8 @@ Source: "Qwen2.5-VL Technical Report" (Bai et al., 2025); reference implementati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed
-from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
+from encoder_svc.models.positions import frame_sequences, patch_positions
 from encoder_svc.models.qwen2_vl import PatchMerger
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.images.types import GridThw
+
+# What is padded for a graph holds windows of up to 64 patches, and one for every 8 patches: an image whose sides are no
+# multiple of the window's makes more than one for every 64.
+_WINDOW_PATCHES: Final = 64
+_PATCHES_A_WINDOW: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +47,10 @@ class Qwen25VLVisionConfig(VisionConfig):
         """A window's side in merged blocks."""
         return self.window_size // self.spatial_merge_size // self.patch_size
 
+    @property
+    def window_patches(self) -> int | None:
+        return (self.window_side * self.spatial_merge_size) ** 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Qwen25VLInputs(EncoderInputs):
@@ -56,6 +65,20 @@ class Qwen25VLInputs(EncoderInputs):
     windows: PackedSequences
     window_order: torch.Tensor
     row_order: torch.Tensor
+
+    def padded(self, num_patches: int, *, max_sequences: int) -> Self | None:
+        inputs = super().padded(num_patches, max_sequences=max_sequences)
+        windows = self.windows.padded(num_patches, num_patches // _PATCHES_A_WINDOW + max_sequences, _WINDOW_PATCHES)
+        if inputs is None or windows is None:
+            return None
+        merge_unit = len(self.position_ids) // len(self.window_order)
+        rest = torch.arange(len(self.window_order), num_patches // merge_unit)
+        return replace(
+            inputs,
+            windows=windows,
+            window_order=torch.cat([self.window_order, rest]),
+            row_order=torch.cat([self.row_order, rest]),
+        )
 
 
 class Qwen25VLEncoder(VisionEncoder):
@@ -115,7 +138,7 @@ class Qwen25VLEncoder(VisionEncoder):
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen25VLInputs)
         merge_unit = self.config.spatial_merge_size**2
-        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
+        rotary = self.rotary(inputs)
         hidden = self.patch_embed(segments)
         hidden = hidden.unflatten(0, (-1, merge_unit))[inputs.window_order].flatten(0, 1)
         for index, block in enumerate(self.blocks):

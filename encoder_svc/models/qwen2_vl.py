@@ -15,7 +15,7 @@ from torch import nn
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
-from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
+from encoder_svc.models.positions import frame_sequences, patch_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,7 @@ class Qwen2VLEncoder(VisionEncoder):
             self.merger.prepare(self.ops, shift)
 
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
-        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
+        rotary = self.rotary(inputs)
         hidden = self.patch_embed(segments)
         for block in self.blocks:
             block(hidden, rotary, inputs.sequences)

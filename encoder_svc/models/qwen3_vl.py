@@ -7,17 +7,17 @@ implementation: transformers' ``Qwen3VLVisionModel``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from torch import nn
 
 from encoder_svc.errors import CheckpointError
-from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
+from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder, zeros_after
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
-from encoder_svc.models.positions import frame_sequences, patch_positions, rotary_embedding
+from encoder_svc.models.positions import frame_sequences, patch_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,14 @@ class Qwen3VLInputs(EncoderInputs):
 
     corner_indices: torch.Tensor
     corner_weights: torch.Tensor
+
+    def padded(self, num_patches: int, *, max_sequences: int) -> Self | None:
+        inputs = super().padded(num_patches, max_sequences=max_sequences)
+        return inputs and replace(
+            inputs,
+            corner_indices=zeros_after(self.corner_indices, num_patches),
+            corner_weights=zeros_after(self.corner_weights, num_patches),
+        )
 
 
 class PatchMerger(nn.Module):
@@ -140,10 +148,9 @@ class Qwen3VLEncoder(VisionEncoder):
 
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen3VLInputs)
-        rotary = rotary_embedding(inputs.position_ids, self.config.head_size, self.config.rope_theta)
-        positions = (self.pos_embed(inputs.corner_indices) * inputs.corner_weights.unsqueeze(-1)).sum(dim=1)
+        rotary = self.rotary(inputs)
         hidden = self.patch_embed(segments)
-        hidden += positions.to(hidden.dtype)
+        self.ops.add_interpolated_(hidden, self.pos_embed.weight, inputs.corner_indices, inputs.corner_weights)
         levels: list[torch.Tensor] = []
         for index, block in enumerate(self.blocks):
             block(hidden, rotary, inputs.sequences)

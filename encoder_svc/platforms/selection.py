@@ -39,6 +39,7 @@ class Selection:
             upstream flash-attn took the place of what the rule chose.
         reason: one sentence.
         implementation_version: of the package that carries it out.
+        windows: what takes the layers that attend within windows, where that is not ``backend``.
         rejected: every other backend of the platform; empty under an override, which passes nothing over.
     """
 
@@ -47,6 +48,7 @@ class Selection:
     source: SelectionSource
     reason: str
     implementation_version: str = ""
+    windows: str = ""
     rejected: tuple[Rejection, ...] = ()
 
 

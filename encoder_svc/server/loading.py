@@ -17,11 +17,13 @@ from encoder_svc.cache.store import EmbeddingStore
 from encoder_svc.config import platform_switches
 from encoder_svc.engine.admission import Admission, Budgets
 from encoder_svc.engine.engine import Engine, Work
+from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.images.limits import Limits
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
+from encoder_svc.models.ops_choice import refuse_quantisation
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
@@ -71,6 +73,7 @@ class Loader:
             flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
             device=self._device,
         )
+        refuse_quantisation(config.quantization, self._device, self._dtype)
         self._settings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
             min_pixels=config.min_pixels,
@@ -95,26 +98,33 @@ class Loader:
         started_s = time.perf_counter()
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
-        tower = await asyncio.get_running_loop().run_in_executor(thread, self.load_tower)
-        thread.shutdown()
+        loop = asyncio.get_running_loop()
+        tower = await loop.run_in_executor(thread, self.load_tower)
         loaded_s = time.perf_counter()
-        pipeline = self._pipeline(tower)
+        runner = DeviceRunner(tower)
+        max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
+        thread.shutdown()
+        warm_s = time.perf_counter()
+        pipeline = self._pipeline(tower, runner, max_batch_patches)
         photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
         plan = pipeline.processor.plan(EncodedImageBytes(photograph))
         await pipeline.engine.encode(await asyncio.to_thread(plan.process))
         logger.info(
-            "loaded %s (%s, %s on %s) in %.2f s, first image in %.2f s",
+            "loaded %s (%s, %s on %s) in %.2f s, warm-up in %.2f s, first image in %.2f s",
             tower.model,
             tower.workflow.model_type,
             tower.dtype,
             self._platform.device_name(),
             loaded_s - started_s,
-            time.perf_counter() - loaded_s,
+            warm_s - loaded_s,
+            time.perf_counter() - warm_s,
         )
         return pipeline
 
     def load_tower(self) -> VisionTower:
         """The encoder alone, as :meth:`load` loads it."""
+        config, merge_size = self._config, self._settings.merge_size
+        graph_max_patches = config.cuda_graph_max_patches
         return load_tower(
             self._checkpoint,
             self._settings,
@@ -122,14 +132,24 @@ class Loader:
             platform=self._platform,
             device=self._device,
             dtype=self._dtype,
+            quantisation=config.quantization,
+            graph_buckets=bucket_sizes(graph_max_patches, merge_size**2) if self._device.startswith("cuda") else (),
             progress=_progress_bar,
         )
 
-    def _pipeline(self, tower: VisionTower) -> Pipeline:
+    def _warm_up(self, runner: DeviceRunner) -> int:
+        config = self._config
+        default = _MAX_BATCH_PATCHES_ON_CPU if self._device == "cpu" else _MAX_BATCH_PATCHES
+        return runner.warm_up(
+            graph_max_patches=config.cuda_graph_max_patches,
+            memory_fraction=config.memory_fraction,
+            max_batch_patches=config.max_batch_patches or default,
+        )
+
+    def _pipeline(self, tower: VisionTower, runner: DeviceRunner, max_batch_patches: int) -> Pipeline:
         config = self._config
         scheduler: Scheduler[Work] = Scheduler(
-            max_batch_patches=config.max_batch_patches
-            or (_MAX_BATCH_PATCHES_ON_CPU if tower.device.type == "cpu" else _MAX_BATCH_PATCHES),
+            max_batch_patches=max_batch_patches,
             max_batch_images=config.max_batch_images,
         )
         budgets = Budgets(
@@ -142,7 +162,7 @@ class Loader:
             tower=tower,
             processor=tower.workflow.load_input_processor()(self._settings, self.limits),
             keys=ContentKeys(tower.config_hash, self._settings.hash()),
-            engine=Engine(DeviceRunner(tower), scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
+            engine=Engine(runner, scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
             admission=Admission(budgets, time.monotonic),
             store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
             flights=SingleFlight(),

@@ -31,6 +31,8 @@ OTHERS = {
     "torch": "2.11.1",
     "platform": "rocm",
     "device_name": "NVIDIA H200",
+    "windows": "TRITON_ATTN (triton 3.6.0)",
+    "operations": "quack triton 3.6.0",
     "quantisation": "fp8",
     "graph_buckets": (1024,),
     "workflow": {"output_processor": "theirs:split"},

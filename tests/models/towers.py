@@ -40,17 +40,25 @@ _REFERENCES = {
 }
 
 
-def load(folder: Path, *, backend: str | None = None, device: str = "cpu", dtype: str = "float32") -> VisionTower:
+def load(
+    folder: Path,
+    *,
+    backend: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    quantisation: str = "none",
+) -> VisionTower:
     """Our tower of a checkpoint."""
     checkpoint = Checkpoint(str(folder))
     platform = platform_for_device(device)
     return load_tower(
         checkpoint,
         checkpoint.processor_settings(resize="torch"),
-        make_attention(checkpoint, platform=platform, dtype=dtype, override=backend),
+        make_attention(checkpoint, platform=platform, dtype=dtype, override=backend, device=device),
         platform=platform,
         device=device,
         dtype=dtype,
+        quantisation=quantisation,
     )
 
 

@@ -1,0 +1,190 @@
+"""CUDA graphs for small batches, which a GPU finishes sooner than Python can launch their kernels.
+
+One graph for each bucket of patches. A batch is padded up to its bucket: patches beyond its own form sequences of their
+own, so that nothing real attends to them. Larger batches, and those of more sequences than a graph holds, run without.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from encoder_svc.attention.base import PackedSequences
+from encoder_svc.images.types import GridThw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from encoder_svc.engine.builder import Batch
+    from encoder_svc.models.base import EncoderInputs, VisionEncoder
+    from encoder_svc.models.tower import VisionTower
+
+logger = logging.getLogger(__name__)
+
+# A matrix product works on 128 rows at a time: up to there padding costs next to nothing.
+_STEP_PATCHES: Final = 128
+# Steps grow so that no bucket is more than an eighth larger than the one before it.
+_STEPS_A_DOUBLING: Final = 8
+_MAX_SEQUENCES: Final = 16
+# A bucket that is this many times too large costs more than it saves.
+_MAX_WASTE: Final = 2
+_WARM_UPS: Final = 2
+_ALIGNED_BYTES: Final = 256
+
+
+def bucket_sizes(max_patches: int, merge_unit: int) -> list[int]:
+    """Buckets up to ``max_patches``, smallest first: multiples of whole merged blocks."""
+    sizes: list[int] = []
+    size = 0
+    while True:
+        step = max(_STEP_PATCHES, 1 << max(size // _STEPS_A_DOUBLING, 1).bit_length() - 1)
+        size += step
+        if size > max_patches:
+            return sizes
+        sizes.append(size + -size % merge_unit)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A batch for a graph, its patches and inputs as one run of bytes on the device.
+
+    Attributes:
+        size: the bucket.
+        num_patches: of the batch itself.
+    """
+
+    size: int
+    num_patches: int
+    staged: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """``slots`` are the places in ``buffer`` of the patches and of each tensor of the inputs, in that order."""
+
+    graph: torch.cuda.CUDAGraph
+    buffer: torch.Tensor
+    slots: list[slice]
+    rows: torch.Tensor
+
+
+class Graphs:
+    """The graphs of one tower. They share one pool of memory, so only one runs at a time, on one stream.
+
+    Attributes:
+        num_bytes: device memory that they hold.
+    """
+
+    def __init__(self, tower: VisionTower) -> None:
+        self._tower = tower
+        self._encoder: VisionEncoder = tower.encoder
+        self._graphs: dict[int, _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self.num_bytes = 0
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        return tuple(sorted(self._graphs))
+
+    def capture(
+        self,
+        sizes: list[int],
+        stream: torch.cuda.Stream,
+        *,
+        max_bytes: int,
+        max_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Captures the largest bucket first, whose memory the others then share, until a bound is reached."""
+        started_s = clock()
+        torch.cuda.synchronize(self._tower.device)
+        free_before = torch.cuda.mem_get_info(self._tower.device)[0]
+        for size in sorted(sizes, reverse=True):
+            if clock() - started_s > max_s or self.num_bytes > max_bytes:
+                logger.warning("graphs: stopped at a bound before the bucket of %d patches", size)
+                break
+            self._graphs[size] = self._capture(size, stream)
+            self.num_bytes = max(free_before - torch.cuda.mem_get_info(self._tower.device)[0], 0)
+        logger.info(
+            "graphs: %d buckets up to %d patches in %.1f s, %d MiB",
+            len(self._graphs),
+            max(self._graphs, default=0),
+            clock() - started_s,
+            self.num_bytes >> 20,
+        )
+
+    def _capture(self, size: int, stream: torch.cuda.Stream) -> _Graph:
+        config, device = self._encoder.config, self._tower.device
+        merge = config.spatial_merge_size
+        inputs = self._encoder.build_inputs([GridThw(1, merge, size // merge)])
+        padded = inputs.padded(size, max_sequences=_MAX_SEQUENCES)
+        assert padded is not None, "one image fits its own bucket"
+        patches = torch.zeros((size, config.in_channels * config.patch_size**2), dtype=torch.uint8)
+        tensors = [patches, *_tensors(padded)]
+        slots = _slots(tensors)
+        buffer = torch.empty(slots[-1].stop, dtype=torch.uint8, device=device)
+        views = [buffer[at].view(value.dtype).view(value.shape) for at, value in zip(slots, tensors, strict=True)]
+        for view, value in zip(views, tensors, strict=True):
+            view.copy_(value)
+        static = _with_tensors(padded, views[1:])
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._encoder(views[:1], static)
+            stream.synchronize()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                rows = self._encoder(views[:1], static)
+        return _Graph(graph, buffer, slots, rows)
+
+    def stage(self, batch: Batch) -> GraphInput | None:
+        """Pads a batch on the host to its bucket and sends it; None where it runs without a graph."""
+        if len(batch.segments) != 1 or batch.segments[0].dtype != torch.uint8:
+            return None
+        num_patches = len(batch.segments[0])
+        size = next((bucket for bucket in self.buckets if bucket >= num_patches), None)
+        if size is None or size > max(_MAX_WASTE * num_patches, _STEP_PATCHES):
+            return None
+        inputs = batch.inputs.padded(size, max_sequences=_MAX_SEQUENCES)
+        if inputs is None:
+            return None
+        graph = self._graphs[size]
+        packed = torch.empty(len(graph.buffer), dtype=torch.uint8, pin_memory=True)
+        for at, value in zip(graph.slots, [batch.segments[0], *_tensors(inputs)], strict=True):
+            values = value.contiguous().view(-1).view(torch.uint8)
+            packed[at.start : at.start + len(values)] = values  # beyond the batch's patches whatever was there
+        return GraphInput(size, num_patches, packed.to(self._tower.device, non_blocking=True))
+
+    def run(self, batch: GraphInput) -> torch.Tensor:
+        """Its rows, in memory of their own. On the stream that captured."""
+        graph = self._graphs[batch.size]
+        graph.buffer.copy_(batch.staged)
+        graph.graph.replay()
+        return graph.rows[: batch.num_patches // self._encoder.config.spatial_merge_size**2].clone()
+
+
+def _tensors(inputs: EncoderInputs) -> list[torch.Tensor]:
+    values = [getattr(inputs, entry.name) for entry in fields(inputs)]
+    return [value.cu_seqlens if isinstance(value, PackedSequences) else value for value in values]
+
+
+def _with_tensors(inputs: EncoderInputs, tensors: list[torch.Tensor]) -> EncoderInputs:
+    changed: dict[str, Any] = {}
+    for entry, tensor in zip(fields(inputs), tensors, strict=True):
+        value = getattr(inputs, entry.name)
+        changed[entry.name] = value._replace(cu_seqlens=tensor) if isinstance(value, PackedSequences) else tensor
+    return replace(inputs, **changed)
+
+
+def _slots(tensors: list[torch.Tensor]) -> list[slice]:
+    """A place for each, aligned as kernels like it."""
+    slots: list[slice] = []
+    start = 0
+    for tensor in tensors:
+        slots.append(slice(start, start + tensor.nbytes))
+        start += tensor.nbytes + -tensor.nbytes % _ALIGNED_BYTES
+    return slots

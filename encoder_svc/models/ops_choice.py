@@ -1,0 +1,154 @@
+"""Which operations an encoder runs on. Like the attention kernel, they are checked once, on the device, before anything
+is served; what fails gives way to the next, with a warning.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from copy import deepcopy
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import nn
+
+from encoder_svc.errors import ConfigError
+from encoder_svc.models.ops import NormWeights, Ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+TOLERANCES: Final = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+"""Largest relative error of a block's MLP, by dtype."""
+FP8_TOLERANCE: Final = 8e-2
+"""The same with quantised weights: e4m3 rounds each value by up to 6 %."""
+
+_HOPPER: Final = (9, 0)
+_FP8_CAPABILITY: Final = (8, 9)
+
+
+def refuse_quantisation(quantisation: str, device: str, dtype: str) -> None:
+    """Refuses, before a weight is read, a quantisation that this device cannot do.
+
+    Raises:
+        ConfigError: says what it needs.
+    """
+    if quantisation == "none":
+        return
+    needs = f"--quantization {quantisation} needs an NVIDIA GPU of compute capability 8.9 or more and bfloat16"
+    if not device.startswith("cuda") or torch.version.hip is not None:
+        raise ConfigError(f"{needs}; the device is {device}.")
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < _FP8_CAPABILITY:
+        raise ConfigError(f"{needs}; this one's is {major}.{minor}.")
+    if dtype != "bfloat16":
+        raise ConfigError(f"{needs}; the dtype is {dtype}.")
+
+
+def ops_for(
+    device: torch.device, dtype: torch.dtype, act: str = "silu", *, gated: bool = False, quantisation: str = "none"
+) -> Ops:
+    """The fastest operations for ``device`` in ``dtype`` that pass their check.
+
+    Args:
+        act, gated: the MLP that they will run.
+        quantisation: ``"none"`` or ``"fp8"``; see :func:`refuse_quantisation`.
+
+    Raises:
+        ConfigError: quantised operations fail their check; nothing takes their place.
+    """
+    if device.type == "cpu":
+        from encoder_svc.models.ops_cpu import CpuOps, takes
+
+        return CpuOps() if takes(dtype) else Ops()
+    ops = Ops()
+    for name, make in _candidates(device, dtype).items():
+        try:
+            candidate = make()
+            check(candidate, device, dtype, act, gated=gated)
+        except Exception as error:
+            logger.warning("operations: %s passed over: %s: %s", name, type(error).__name__, error)
+            continue
+        ops = candidate
+        break
+    if quantisation == "none":
+        return ops
+    from encoder_svc.models.ops_fp8 import Fp8Ops
+
+    quantised = Fp8Ops(device, ops)
+    try:
+        check(quantised, device, dtype, act, gated=gated, tolerance=FP8_TOLERANCE)
+    except Exception as error:
+        raise ConfigError(f"--quantization {quantisation}: {type(error).__name__}: {error}") from error
+    return quantised
+
+
+def describe(ops: Ops) -> str:
+    """Name and the versions of the packages that it runs on: part of the config hash."""
+    packages = {"triton": ("triton",), "quack": ("triton", "quack-kernels"), "fp8": ("triton",)}
+    return " ".join([ops.name, *(f"{package} {version(package)}" for package in packages.get(ops.name, ()))])
+
+
+def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
+    candidates: dict[str, Callable[[], Ops]] = {}
+    if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return candidates
+    is_hopper = torch.cuda.get_device_capability(device) == _HOPPER
+    if is_hopper and dtype != torch.float32 and importlib.util.find_spec("quack") is not None:
+        candidates["quack"] = lambda: _quack(device)
+    candidates["triton"] = lambda: _triton(device)
+    return candidates
+
+
+def _quack(device: torch.device) -> Ops:
+    from encoder_svc.models.ops_quack import QuackOps
+
+    return QuackOps(device)
+
+
+def _triton(device: torch.device) -> Ops:
+    from encoder_svc.models.ops_triton import TritonOps
+
+    return TritonOps(device)
+
+
+@torch.inference_mode()
+def check(
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    act: str,
+    *,
+    gated: bool,
+    tolerance: float | None = None,
+) -> None:
+    """Runs a small MLP, its norm included, against the same in float32.
+
+    Raises:
+        ValueError: it is off by more than ``tolerance``, by default of :data:`TOLERANCES`.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def layer(inputs: int, outputs: int) -> nn.Linear:
+        made = nn.Linear(inputs, outputs, device="meta")
+        made.weight, made.bias = (nn.Parameter(v) for v in (random(outputs, inputs) * inputs**-0.5, random(outputs)))
+        return made
+
+    hidden, ups, down = random(72, 128), [layer(128, 208) for _ in range(1 + gated)], layer(208, 128)
+    weight, bias = random(128), random(128)
+    wanted, got = hidden.float(), hidden.clone()
+    exact_ups, exact_down = [deepcopy(up).float() for up in ups], deepcopy(down).float()
+    exact_norm = NormWeights(weight.float(), bias.float(), 1e-6)
+    Ops().add_mlp_(wanted, exact_norm, Ops().lay_out_mlp(exact_ups, exact_down, act))
+    ops.add_mlp_(got, NormWeights(weight, bias, 1e-6), ops.lay_out_mlp(ups, down, act))
+    if ops.defers_bias:
+        got += down.bias
+    off = float((got.float() - wanted).norm() / wanted.norm())
+    if not off <= (TOLERANCES[dtype] if tolerance is None else tolerance):  # NaN is not <= anything
+        raise ValueError(f"its MLP with {act} is off by {off:.1e} of the same in float32")
