@@ -81,11 +81,11 @@ def image(number: int, patches: int = 4) -> ProcessedImage:
     return ProcessedImage(GridThw(1, 2, patches // 2), np.full((patches, 3, 2, 2), number, np.uint8))
 
 
-def engine(device: Device, *, watchdog_s: float = 10, **bounds: int) -> Engine:
+def engine(device: Device, *, watchdog_s: float = 10, watch: DeviceWatch | None = None, **bounds: int) -> Engine:
     return Engine(
         device,
         Scheduler(**({"max_batch_patches": 16, "max_batch_images": 8} | bounds)),
-        watch=DeviceWatch(Metrics()),
+        watch=watch or DeviceWatch(Metrics()),
         watchdog_s=watchdog_s,
     )
 
@@ -269,3 +269,40 @@ async def test_an_attention_kernel_that_fails_is_named() -> None:
     assert caught.value.reason == "ENCODER_FAILED"
     assert caught.value.message == "The attention kernel FLASH_ATTN (fa4) failed."
     await running.aclose()
+
+
+# What is told to the watch
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(OutOfMemoryError(), "out_of_memory"), (RuntimeError("of the device"), "failed")]
+)
+async def test_a_batch_that_fails_is_told_with_its_parts(error: Exception, outcome: str) -> None:
+    def fault(numbers: list[int]) -> None:
+        if len(numbers) > 1:
+            raise error
+
+    metrics = Metrics()
+    running = engine(device := Device(fault=fault), watch=DeviceWatch(metrics))
+    tasks = await behind_a_gate(running, device, 1, 2)
+    assert running.watch.batch_age_s > 0
+    device.gate.set()
+    assert await outcomes(tasks) == [0, 1, 2]
+    await running.aclose()
+    counts = {
+        name: metrics.registry.get_sample_value("encoder_batches_total", {"outcome": name})
+        for name in ("encoded", "failed", "out_of_memory", "hung")
+    }
+    assert counts == dict.fromkeys(counts, 0) | {"encoded": 3, outcome: 1}
+    assert metrics.registry.get_sample_value("encoder_device_busy_seconds_total") == pytest.approx(3 * 0.2)
+    assert running.watch.batch_age_s == 0
+
+
+async def test_a_batch_that_hangs_is_told() -> None:
+    metrics = Metrics()
+    running = engine(device := Device(), watchdog_s=0.05, watch=DeviceWatch(metrics))
+    tasks = await behind_a_gate(running, device)
+    assert await outcomes(tasks) == ["DEVICE_BROKEN"]
+    device.gate.set()
+    await running.aclose()
+    assert metrics.registry.get_sample_value("encoder_batches_total", {"outcome": "hung"}) == 1
