@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -88,6 +88,11 @@ class PreparedBatch:
     @property
     def in_graph(self) -> bool:
         return isinstance(self.value, GraphInput)
+
+    @property
+    def padding_ratio(self) -> float:
+        """The share of its patches that fill up the graph's bucket."""
+        return 1 - self.value.num_patches / self.value.size if isinstance(self.value, GraphInput) else 0.0
 
 
 class DeviceRunner:
@@ -222,7 +227,7 @@ class DeviceRunner:
             outputs = [_to_pinned(rows), _to_pinned(finite)]
             marks[5].record()
         # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
-        return _InFlight(self, batch, build_s, (on_device, rows, finite), outputs, marks)
+        return _InFlight(self, batch, build_s, on_device.padding_ratio, (on_device, rows, finite), outputs, marks)
 
     def _split(
         self,
@@ -251,6 +256,7 @@ class _InFlight:
     runner: DeviceRunner
     batch: Batch
     build_s: float
+    padding_ratio: float
     kept: tuple[object, ...]
     outputs: list[torch.Tensor]
     marks: list[torch.cuda.Event]
@@ -259,7 +265,8 @@ class _InFlight:
         self.marks[-1].synchronize()
         h2d_s, forward_s, d2h_s = (self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 4))
         rows, finite = self.outputs
-        return self.runner._split(self.batch, rows, finite, (h2d_s, forward_s, d2h_s), self.build_s)
+        result = self.runner._split(self.batch, rows, finite, (h2d_s, forward_s, d2h_s), self.build_s)
+        return replace(result, padding_ratio=self.padding_ratio)
 
 
 class _Lanes:

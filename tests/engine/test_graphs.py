@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.engine.builder import build_batch
-from encoder_svc.engine.graphs import bucket_sizes
-from encoder_svc.engine.runner import DeviceRunner
+from encoder_svc.engine.graphs import GraphInput, bucket_sizes
+from encoder_svc.engine.runner import DeviceRunner, PreparedBatch
 from encoder_svc.images.types import GridThw, ProcessedImage
 from tests.models.towers import FAMILIES, Grids, load
 
@@ -56,6 +56,10 @@ def test_buckets_hold_whole_merged_blocks_and_waste_little(max_patches: int, mer
     assert all(size % merge_unit == 0 for size in sizes)
     for smaller, larger in itertools.pairwise(sizes):
         assert larger - smaller <= max(128, smaller / 4) + merge_unit
+
+
+def test_what_fills_up_a_bucket_counts_as_padding() -> None:
+    assert PreparedBatch(GraphInput(size=128, num_patches=96, staged=torch.empty(0))).padding_ratio == 0.25
 
 
 def test_no_patches_no_buckets() -> None:
