@@ -150,7 +150,7 @@ class Config:
         "auto",
         _one_of("auto", "float32", "float16", "bfloat16"),
         "DTYPE",
-        "auto, float32, float16 or bfloat16; auto is bfloat16 on cuda and float32 on cpu",
+        "auto, float32, float16 or bfloat16; auto is bfloat16 on cuda and CPUs with AMX or AVX512-BF16, else float32",
     )
     mm_encoder_attn_backend: str | None = _option(
         None, _text, "NAME", "attention backend, obeyed to the letter or refused; without it the platform chooses"
@@ -179,7 +179,12 @@ class Config:
     max_pixels: int | None = _option(
         None, _AREA, "N", "largest area an image is resized to, in place of the checkpoint's"
     )
-    decode_threads: int = _option(4, _COUNT, "N", "threads that decode and resize images")
+    decode_threads: int | None = _option(
+        None,
+        _COUNT,
+        "N",
+        "threads that decode and resize images; without it one for each core that the process may use",
+    )
     max_batch_patches: int | None = _option(
         None, _COUNT, "N", "patches in one batch, a larger image runs alone; without it 65,536 on a GPU, 4,096 on a CPU"
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import psutil
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,9 @@ class ServerProcess:
     def __init__(self, *arguments: str | Path, wait: bool = True, environment: Mapping[str, str] | None = None) -> None:
         self._arguments = arguments
         self._wait = wait
-        self._environment = ENVIRONMENT | dict(environment or {})
+        # A CPU's dtype is the machine's to choose, and results must not be.
+        pinned = {"ENCODER_DTYPE": "float32"} if "cpu" in arguments or not torch.cuda.is_available() else {}
+        self._environment = ENVIRONMENT | pinned | dict(environment or {})
         self._log = Path(tempfile.mkstemp(prefix="encoder-svc-", suffix=".log")[1])
 
     def __enter__(self) -> Self:

@@ -31,4 +31,4 @@ class CpuPlatform(Platform):
         return Rule(order=("TORCH_SDPA",), because="for every dtype and head size")
 
     def default_dtype(self) -> str:
-        return "float32"
+        return "bfloat16" if self.facts.cpu_flags else "float32"

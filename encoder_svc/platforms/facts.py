@@ -22,6 +22,10 @@ SWITCHES = (USE_AITER, USE_AITER_MHA, TRITON_AMD)
 """The environment switches that rules read."""
 
 
+BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
+"""Instructions that multiply bfloat16, as Linux names them."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
     """One device and what is installed beside it.
@@ -34,6 +38,7 @@ class Facts:
         environment: those of :data:`SWITCHES` that are set.
         torch: torch's version.
         device_name: as a person would name the device.
+        cpu_flags: those of :data:`BFLOAT16_FLAGS` that a CPU has.
     """
 
     platform: str
@@ -43,6 +48,7 @@ class Facts:
     environment: Mapping[str, str] = field(default_factory=dict)
     torch: str = ""
     device_name: str = ""
+    cpu_flags: frozenset[str] = frozenset()
 
     def switch(self, name: str) -> bool:
         """Whether one of our own switches is on."""

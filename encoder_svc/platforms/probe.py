@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoder_svc.errors import ConfigError
-from encoder_svc.platforms.facts import PACKAGES, SWITCHES, Facts, parse_gfx
+from encoder_svc.platforms.facts import BFLOAT16_FLAGS, PACKAGES, SWITCHES, Facts, parse_gfx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from encoder_svc.platforms.facts import Package
 
 _NO_VERSION = "unknown"
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def probe_cpu(environment: Mapping[str, str]) -> Facts:
@@ -27,6 +28,7 @@ def probe_cpu(environment: Mapping[str, str]) -> Facts:
         environment=_switches(environment),
         torch=_version(("torch",)),
         device_name=_processor(),
+        cpu_flags=cpu_flags(_CPUINFO) & BFLOAT16_FLAGS,
     )
 
 
@@ -51,6 +53,15 @@ def probe_gpu(index: int, environment: Mapping[str, str]) -> Facts:
         torch=torch.__version__,
         device_name=torch.cuda.get_device_name(index),
     )
+
+
+def cpu_flags(cpuinfo: Path) -> frozenset[str]:
+    """The instructions that every core has, by Linux's names; none where there is no such file."""
+    if not cpuinfo.exists():
+        return frozenset()
+    lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+    cores = [frozenset(flags.split()) for key, _, flags in lines if key.strip() == "flags"]
+    return frozenset.intersection(*cores) if cores else frozenset()
 
 
 def installed_packages() -> dict[str, str]:

@@ -10,6 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import torch
+
 from encoder_svc.cache.keys import ContentKeys
 from encoder_svc.cache.promises import Promises
 from encoder_svc.cache.single_flight import SingleFlight
@@ -27,6 +29,7 @@ from encoder_svc.models.ops_choice import refuse_quantisation
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
+from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -61,6 +64,9 @@ class Loader:
             max_images=config.max_images,
             max_request_patches=config.max_request_patches,
         )
+        self._decode_threads = config.decode_threads or usable_cores()
+        # torch counts the machine's cores, not those that a container's quota leaves.
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self._device = resolve_device(config.device)
         self._platform = platform_for_device(self._device, platform_switches(config))
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
@@ -168,8 +174,8 @@ class Loader:
             flights=SingleFlight(),
             promises=Promises(),
             header_threads=ThreadPoolExecutor(2, thread_name_prefix="header"),
-            image_threads=ThreadPoolExecutor(config.decode_threads, thread_name_prefix="image"),
-            decodes_per_request=config.decode_threads,
+            image_threads=ThreadPoolExecutor(self._decode_threads, thread_name_prefix="image"),
+            decodes_per_request=self._decode_threads,
         )
 
 

@@ -11,7 +11,7 @@ import pytest
 from encoder_svc.errors import ConfigError
 from encoder_svc.platforms.facts import USE_AITER, parse_capability, parse_gfx, parse_package
 from encoder_svc.platforms.interface import platform_for_device
-from encoder_svc.platforms.probe import installed_packages, probe_cpu
+from encoder_svc.platforms.probe import cpu_flags, installed_packages, probe_cpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +56,13 @@ def test_the_cpus_facts() -> None:
     assert facts.environment == {USE_AITER: "1"}
     assert facts.device_name
     assert facts.capability is facts.gfx is None
+
+
+def test_a_cpu_has_the_instructions_that_every_core_has(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t: fma avx512_bf16\n\nflags\t: fma amx_bf16 avx512_bf16\nbugs\t: amx_bf16\n")
+    assert cpu_flags(cpuinfo) == {"fma", "avx512_bf16"}
+    assert cpu_flags(tmp_path / "none") == set()
 
 
 def test_choosing_for_the_cpu_imports_no_torch() -> None:

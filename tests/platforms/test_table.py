@@ -6,7 +6,8 @@ import pytest
 
 from encoder_svc.errors import AttentionBackendError
 from encoder_svc.platforms import Platform, Rule
-from encoder_svc.platforms.facts import TRITON_AMD, USE_AITER, USE_AITER_MHA
+from encoder_svc.platforms.cpu import CpuPlatform
+from encoder_svc.platforms.facts import TRITON_AMD, USE_AITER, USE_AITER_MHA, Facts
 from tests.platforms.machines import AITER_ON, TRITON_BUILD, cpu, cuda, rocm
 
 FA = ("flash_attn_4", "flash_attn_3", "flash_attn_2")
@@ -207,3 +208,4 @@ def test_auto_dtype() -> None:
     assert cuda((9, 0)).default_dtype() == cuda((8, 0)).default_dtype() == rocm("gfx942").default_dtype() == "bfloat16"
     assert cuda((7, 5)).default_dtype() == "float16"
     assert cpu().default_dtype() == "float32"
+    assert CpuPlatform(Facts(platform="cpu", cpu_flags=frozenset({"avx512_bf16"}))).default_dtype() == "bfloat16"
