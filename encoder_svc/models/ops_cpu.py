@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from encoder_svc.models.ops import ACTIVATIONS, LinearWeights, MlpWeights, NormWeights, Ops, Rotary
@@ -23,7 +24,9 @@ _NORM_ROWS = 256
 _ROTARY_ROWS = 128
 _ACTIVATION_ROWS = 128
 # What an MLP makes of them, 10 MiB of bfloat16, is read again while it is in the last cache.
-_MLP_ROWS = 1024
+_PRODUCT_ROWS = 1024
+# oneDNN keeps a kernel for every number of rows it met, half a megabyte an image size: so it meets few.
+_ROW_MULTIPLE = 32
 
 _QUICK_GELU_SLOPE = 1.702
 # An activation's name inside oneDNN, and its variant. Quick GELU has none.
@@ -71,7 +74,8 @@ class CpuOps(Ops):
         return normed_NC
 
     def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
-        return _product(x, weights)
+        products = [_product(_padded(rows), weights)[: len(rows)] for rows in x.split(_PRODUCT_ROWS)]
+        return products[0] if len(products) == 1 else torch.cat(products)
 
     def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
         stretches = (tensor.split(_ROTARY_ROWS) for tensor in (qkv_N3HD[:, :2], *rotary))
@@ -84,11 +88,21 @@ class CpuOps(Ops):
             second.copy_(rotated_second)
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
-        hidden_NC.copy_(_combined_product(x, weights, hidden_NC, "add"))
+        for hidden, stretch in zip(hidden_NC.split(_PRODUCT_ROWS), x.split(_PRODUCT_ROWS), strict=True):
+            sums = _combined_product(_padded(stretch), weights, _padded(hidden), "add")
+            hidden.copy_(sums[: len(hidden)])
 
     def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
-        for hidden in hidden_NC.chunk(-(-len(hidden_NC) // _MLP_ROWS)):
-            self.add_linear_(hidden, _up(self.norm(hidden, norm), mlp), mlp.down)
+        for hidden in hidden_NC.split(_PRODUCT_ROWS):
+            padded = _padded(hidden)
+            sums = _combined_product(_up(self.norm(padded, norm), mlp), mlp.down, padded, "add")
+            hidden.copy_(sums[: len(hidden)])
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """With rows of zeros up to a multiple; itself where it is one."""
+    missing = -len(x) % _ROW_MULTIPLE
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def _up(x: torch.Tensor, mlp: MlpWeights) -> torch.Tensor:
