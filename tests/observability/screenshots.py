@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from PIL import Image
 
 from encoder_svc.models.synthetic import make_checkpoint
 from tests.browser import chromium
@@ -39,7 +42,10 @@ def main(folder: Path) -> None:
                 page.goto(f"http://127.0.0.1:{port}/")
             time.sleep(WATCHED_S)
             for name, page in pages.items():
-                page.screenshot(path=folder / f"{name}.png", full_page=True)
+                picture = Image.open(BytesIO(page.screenshot(full_page=True)))
+                # The page has few colours; so has the file, which a repository holds.
+                few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+                few.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def metrics() -> Metrics:
 
 
 def work(metrics: Metrics, num_calls: int, stages: Stages) -> None:
+    duration_s = sum(seconds for _, seconds in stages.items())
     for _ in range(num_calls):
-        metrics.request_ended("EncodeImages", "OK", "", stages.total_s)
-        metrics.first_embedding("EncodeImages", stages.total_s)
+        metrics.request_ended("EncodeImages", "OK", "", duration_s)
+        metrics.first_embedding("EncodeImages", duration_s)
         metrics.image_ended("encoded", stages)
 
 
@@ -216,6 +217,31 @@ def test_all_text_stands_out_as_wcag_asks(browser: Browser, metrics: Metrics, po
         assert [text for ratio, text in contrasts if ratio < 4.5] == []
         light = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)"
         assert light == (scheme == "light")
+
+
+FIGURES = {
+    "seconds": {0: "0 ms", 4.2e-6: "4.2 µs", 0.000_099: "99 µs", 0.0099: "9.9 ms", 0.0997: "99.7 ms", 0.9999: "1.0 s"},
+    "amount": {
+        0: "0",
+        0.001: "< 0.01",
+        0.26: "0.26",
+        99.7: "99.7",
+        99.97: "100",
+        12_345.6: "12,346",
+        1_048_576: "1.05 M",
+    },
+    "bytes": {0: "0 B", 999: "999 B", 999.9: "1.0 kB", 99_700_000: "99.7 MB", 2**30: "1.1 GB"},
+    "percent": {0: "0 %", 0.000_4: "< 0.1 %", 0.016: "1.6 %", 0.0999: "10 %", 1: "100 %"},
+}
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_figures_are_short_and_have_a_unit(browser: Browser, metrics: Metrics, port: int, kind: str) -> None:
+    with metrics_server(metrics.registry, "127.0.0.1", port), opened(browser, port) as page:
+        page.wait_for_selector("body[data-state]")
+        written = {value: page.evaluate(f"(value) => {kind}(value)", value) for value in FIGURES[kind]}
+        assert {value: text.replace("\u00a0", " ") for value, text in written.items()} == FIGURES[kind]
+        assert page.evaluate(f"{kind}(undefined)") == "–"
 
 
 def test_quantiles_are_prometheus_own(browser: Browser, metrics: Metrics, port: int) -> None:

@@ -6,20 +6,20 @@ function seconds(value) {
   if (value === undefined || Number.isNaN(value)) return '–';
   if (value < 5e-7) return '0\u00a0ms';
   if (value < 1e-4) return `${figure(value * 1e6)}\u00a0µs`;
-  if (value < 1) return `${figure(value * 1e3)}\u00a0ms`;
+  if (value < 0.9995) return `${figure(value * 1e3)}\u00a0ms`;
   return value < 120 ? `${figure(value)}\u00a0s` : `${Math.round(value / 60)}\u00a0min`;
 }
 
 // Two figures that count, three from ten on.
 function figure(value) {
-  return value < 10 ? value.toPrecision(2) : value < 100 ? value.toFixed(value < 99.5 ? 1 : 0).replace('.0', '') : String(Math.round(value));
+  return value < 10 ? value.toPrecision(2) : value < 99.95 ? value.toFixed(1).replace('.0', '') : String(Math.round(value));
 }
 
 function amount(value) {
   if (value === undefined || Number.isNaN(value)) return '–';
   if (value >= 1e6) return `${(value / 1e6).toPrecision(3)}\u00a0M`;
   if (value >= 100 || Number.isInteger(value)) return Math.round(value).toLocaleString('en');
-  return value.toPrecision(2);
+  return value < 0.01 ? '<\u00a00.01' : figure(value);
 }
 
 function bytes(value) {
