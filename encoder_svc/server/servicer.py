@@ -8,19 +8,19 @@ import math
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.errors import CODES, Reason, RequestError, request_error
+from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.answer import Answer, CallerLeftError
+from encoder_svc.server.calls import Calls
 from encoder_svc.server.info import DTYPE_NAMES, model_info
-from encoder_svc.server.status import abort
 from encoder_svc.server.window import PatchWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     import grpc.aio
 
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-# A caller's deadline began before it reached us, and its cancellation comes before ours ends.
-_CALLERS_LEAD_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +48,9 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
 
     def __init__(self, serving: Serving, observer: Observer) -> None:
         self._serving = serving
-        self._observer = observer
+        self._calls = Calls(observer)
         self._pipeline: Pipeline | None = None
         self._refusal = request_error(Reason.STARTING, "The model is being loaded; try again shortly.")
-        self._running: set[asyncio.Task[Any]] = set()
-        self._cut_short = False
 
     @property
     def is_open(self) -> bool:
@@ -84,18 +77,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
     async def drain(self, seconds: float, hurry: asyncio.Event) -> int:
         """Waits for the requests that run, and ends those that are left after ``seconds``, or once ``hurry`` is set;
         returns how many."""
-        hurrying = asyncio.create_task(hurry.wait())
-        ended_by_s = time.monotonic() + seconds
-        while self._running and not hurrying.done() and (left_s := ended_by_s - time.monotonic()) > 0:
-            await asyncio.wait([*self._running, hurrying], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        left = list(self._running)
-        self._cut_short = True
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=5)
-        return len(left)
+        return await self._calls.drain(seconds, hurry, self._refusal)
 
     async def GetModelInfo(
         self, request: encoder_pb2.GetModelInfoRequest, context: Context
@@ -106,14 +88,14 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             pipeline = self._opened()
             return model_info(pipeline.tower, pipeline.processor.limits)
 
-        return await self._answered("GetModelInfo", "", context, work)
+        return await self._calls.answered("GetModelInfo", "", context, work)
 
     async def EncodeImages(  # type: ignore[override]  # a coroutine that writes, where the stub has a generator
         self, request: encoder_pb2.EncodeImagesRequest, context: Context
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
         with suppress(CallerLeftError):
-            await self._answered(
+            await self._calls.answered(
                 "EncodeImages",
                 request.request_id,
                 context,
@@ -125,7 +107,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
         with suppress(CallerLeftError):
-            await self._answered(
+            await self._calls.answered(
                 "FetchEmbeddings",
                 request.request_id,
                 context,
@@ -143,7 +125,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             released = sum(pipeline.store.release(key) for key in request.keys)
             return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
 
-        return await self._answered("ReleaseEmbeddings", "", context, work)
+        return await self._calls.answered("ReleaseEmbeddings", "", context, work)
 
     def _opened(self) -> Pipeline:
         """
@@ -153,42 +135,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         if self._pipeline is None:
             raise self._refusal
         return self._pipeline
-
-    async def _answered(
-        self, method: str, request_id: str, context: Context, work: Callable[[RequestRecord], Awaitable[T]]
-    ) -> T:
-        """Runs a call, turns what it raises into a status, and has it recorded.
-
-        Raises:
-            CallerLeftError: nobody is there to be told a status.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.add(task)
-        try:
-            # Recorded before the status is sent, which waits for a caller that does not read.
-            with self._observer.request(method, request_id, context.invocation_metadata() or ()) as record:
-                context.set_trailing_metadata(record.metadata())
-                try:
-                    return await work(record)
-                except RequestError as error:
-                    failure = error
-                except asyncio.CancelledError:
-                    if not self._cut_short:
-                        reason = Reason.DEADLINE_EXCEEDED if _is_out_of_time(context) else Reason.CANCELLED
-                        record.failed(CODES[reason], reason)
-                        raise
-                    failure = self._refusal
-                except CallerLeftError:
-                    record.failed(CODES[Reason.CANCELLED], Reason.CANCELLED)
-                    raise
-                except Exception:
-                    logger.exception("a call failed")
-                    failure = request_error(Reason.INTERNAL, "The server failed on this request.")
-                record.failed(failure.code, failure.reason)
-            await abort(context, failure)
-        finally:
-            self._running.discard(task)
 
     async def _encode_images(
         self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context, record: RequestRecord
@@ -323,11 +269,6 @@ class _OneRequest:
         except Exception:
             logger.exception("an image failed")
             return request_error(Reason.INTERNAL, "The server failed on this image.")
-
-
-def _is_out_of_time(context: Context) -> bool:
-    seconds = context.time_remaining()
-    return seconds is not None and seconds <= _CALLERS_LEAD_S
 
 
 @contextmanager
