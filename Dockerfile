@@ -17,7 +17,8 @@ RUN python3 -m venv /opt/encoder-svc
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    needs = project['dependencies'] + project['optional-dependencies']['server']; \
+    extras = project['optional-dependencies']; \
+    needs = project['dependencies'] + extras['server'] + extras['tracing']; \
     print(*(need for need in needs if not need.startswith('torch')), sep='\n')" > requirements.txt && \
     pip install --constraint constraints.txt --requirement requirements.txt
 

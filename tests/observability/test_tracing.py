@@ -152,3 +152,8 @@ def test_an_exporter_that_is_not_installed_is_refused_at_start_up() -> None:
     assert done.returncode == 2
     assert "no exporter 'carrier-pigeon' is installed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_off_nothing_of_opentelemetry_is_imported() -> None:
+    code = "import sys, encoder_svc.server.app; assert not [name for name in sys.modules if 'opentelemetry' in name]"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
