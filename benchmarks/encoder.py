@@ -74,41 +74,51 @@ def main() -> int:
 
 def measure_family(family: str, folder: Path, rate: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each side and cell, printed as it is measured."""
-    ours = Ours(
-        folder,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        backend=arguments.attn_backend,
-        quantization=arguments.quantization,
-    )
-    theirs = Theirs(folder, device=arguments.device, dtype=arguments.dtype)
+    options = {"device": arguments.device, "dtype": arguments.dtype, "backend": arguments.attn_backend}
+    ours = Ours(folder, **options)
+    also_ours = {}
+    if arguments.quantization != "none":
+        also_ours[f"ours {arguments.quantization}"] = Ours(folder, **options, quantization=arguments.quantization)
+    theirs = None if arguments.no_theirs else Theirs(folder, device=arguments.device, dtype=arguments.dtype)
     settings = ours.tower.settings
     selection = ours.tower.selection
     print(f"\n{family}, depth {ours.tower.encoder.config.depth}: {selection.backend} ({selection.implementation})")
     print(f"{'cell':<11}{'encoder':<20}{'ms':>10}{'images/s':>10}{'patches/s':>11}{'of floor':>9}{'ratio':>7}")
     rows: list[dict[str, Any]] = []
-    for side in (int(text) for text in arguments.sizes.split(",")):
+    for side, number in cells(arguments):
         rounded = round(side / settings.factor) * settings.factor
-        for number in (int(text) for text in arguments.batches.split(",")):
-            images = photographs(ROOT / "tests/photos", rounded, number, settings)
-            sides = runs(ours, theirs, images)
-            cell = measure_cell(ours, sides, images, rate, arguments)
-            rows += [{"family": family, "side": rounded, "batch": number} | row for row in cell]
-            if arguments.profile:
-                print_profile(sides, ours.tower.device)
+        images = photographs(ROOT / "tests/photos", rounded, number, settings)
+        sides = runs(ours, also_ours, theirs, images)
+        cell = measure_cell(ours, sides, images, rate, arguments)
+        rows += [{"family": family, "side": rounded, "batch": number} | row for row in cell]
+        if arguments.profile:
+            print_profile(sides, ours.tower.device)
     if not arguments.no_errors:
         images = photographs(ROOT / "tests/photos", rows[0]["side"], 1, settings)
-        errors = measure_errors(folder, runs(ours, theirs, images), images, arguments.device, settings)
+        errors = measure_errors(folder, runs(ours, also_ours, theirs, images), images, arguments.device, settings)
         rows = [row | errors[row["encoder"]] for row in rows]
     return rows
 
 
-def runs(ours: Ours, theirs: Theirs, images: list[ProcessedImage]) -> dict[str, Callable[[], torch.Tensor]]:
+def cells(arguments: argparse.Namespace) -> list[tuple[int, int]]:
+    """(side, batch) of each cell: those named, or every size with every batch."""
+    if arguments.cells:
+        return [(int(side), int(number)) for side, _, number in (c.partition("x") for c in arguments.cells.split(","))]
+    sizes, batches = ([int(text) for text in given.split(",")] for given in (arguments.sizes, arguments.batches))
+    return [(side, number) for side in sizes for number in batches]
+
+
+def runs(
+    ours: Ours, also_ours: dict[str, Ours], theirs: Theirs | None, images: list[ProcessedImage]
+) -> dict[str, Callable[[], torch.Tensor]]:
     """Each side's forward of the same images."""
-    batch = ours.batch(images)
+    sides: dict[str, Callable[[], torch.Tensor]] = {}
+    for name, side in {"ours": ours, **also_ours}.items():
+        sides[name] = lambda side=side, batch=side.batch(images): side.rows(batch)
+    if theirs is None:
+        return sides
     pixel_values = theirs.pixel_values(images, ours.tower.settings)
     grids = torch.tensor([image.grid for image in images], device=pixel_values.device)
-    sides: dict[str, Callable[[], torch.Tensor]] = {"ours": lambda: ours.rows(batch)}
     for attention in theirs.attentions(pixel_values, grids):
         sides[f"hf {attention}"] = lambda attention=attention: theirs.rows(pixel_values, grids, attention)
     return sides
@@ -195,7 +205,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=list(TORCH_DTYPES))
     parser.add_argument("--attn-backend", help="our attention backend; without it the platform chooses")
-    parser.add_argument("--quantization", default="none", choices=["none", "fp8"], help="of our matrix products")
+    parser.add_argument("--cells", help="SIDExBATCH, separated by commas, in place of sizes and batches")
+    parser.add_argument("--no-theirs", action="store_true", help="time ours alone")
+    parser.add_argument("--quantization", default="none", choices=["none", "fp8"], help="measure ours quantised too")
     parser.add_argument("--depth", type=int, help="layers, for a quick look; default: the checkpoints' own")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--cell-s", type=float, default=20.0, help="stop a cell's rounds after this many seconds")

@@ -192,7 +192,7 @@ class Config:
         0.9, _fraction, "SHARE", "of a GPU's free memory that batches may take; what fits bounds max_batch_patches"
     )
     cuda_graph_max_patches: int = _option(
-        4_096,
+        6_144,
         _at_least(0, at_most=2**20),
         "N",
         "batches up to this many patches run as CUDA graphs, captured at start in at most 15 s and 4 GiB; 0 for none",

@@ -48,7 +48,7 @@ class Ours:
             quantisation=quantization,
         )
         self._runner = DeviceRunner(self.tower)
-        self._runner.warm_up(graph_max_patches=4_096, memory_fraction=0.9, max_batch_patches=65_536)
+        self._runner.warm_up(graph_max_patches=6_144, memory_fraction=0.9, max_batch_patches=65_536)
 
     def batch(self, images: Sequence[ProcessedImage]) -> PreparedBatch:
         return self._runner.prepare(build_batch(images, self.tower.encoder))

@@ -27,25 +27,15 @@ logger = logging.getLogger(__name__)
 
 # A matrix product works on 128 rows at a time: up to there padding costs next to nothing.
 _STEP_PATCHES: Final = 128
-# Steps grow so that no bucket is more than an eighth larger than the one before it.
-_STEPS_A_DOUBLING: Final = 8
 _MAX_SEQUENCES: Final = 16
 # A bucket that is this many times too large costs more than it saves.
 _MAX_WASTE: Final = 2
-_WARM_UPS: Final = 2
 _ALIGNED_BYTES: Final = 256
 
 
 def bucket_sizes(max_patches: int, merge_unit: int) -> list[int]:
-    """Buckets up to ``max_patches``, smallest first: multiples of whole merged blocks."""
-    sizes: list[int] = []
-    size = 0
-    while True:
-        step = max(_STEP_PATCHES, 1 << max(size // _STEPS_A_DOUBLING, 1).bit_length() - 1)
-        size += step
-        if size > max_patches:
-            return sizes
-        sizes.append(size + -size % merge_unit)
+    """Buckets up to about ``max_patches``, smallest first, of whole merged blocks."""
+    return [size + -size % merge_unit for size in range(_STEP_PATCHES, max_patches + 1, _STEP_PATCHES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +124,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._encoder(views[:1], static)
+            self._encoder(views[:1], static)  # what is compiled or loaded at first use is so now
             stream.synchronize()
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 rows = self._encoder(views[:1], static)
