@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,8 +36,6 @@ from encoder_svc.server.loading import Loader
 from encoder_svc.server.servicer import EncoderServicer, Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from encoder_svc.config import Config, LoadedConfig
     from encoder_svc.models.tower import VisionTower
     from encoder_svc.observability.tracing import OpenTelemetryTracer
@@ -82,7 +80,7 @@ def run_server(loaded: LoadedConfig) -> int:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, end_at_once)
         logger.info("configuration:\n%s", loaded.describe())
-        model = temporary.enter_context(_model_folder(config))
+        model = _model(config, temporary)
         metrics = Metrics()
         tracer = _tracer() if config.tracing else None
         server = Server(config, Loader(config, model, metrics), Observer(metrics, tracer))
@@ -264,19 +262,17 @@ def _build_info(tower: VisionTower) -> dict[str, str]:
     }
 
 
-@contextmanager
-def _model_folder(config: Config) -> Iterator[str]:
-    """The model to serve: the operator's, or else a tiny one made for this process."""
+def _model(config: Config, temporary: ExitStack) -> str:
+    """The model to serve: the operator's, or else a tiny one made for this process, which goes with ``temporary``."""
     if config.model is not None:
-        yield config.model
-        return
+        return config.model
     from encoder_svc.models.synthetic import make_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix="encoder-svc-") as folder:
-        model = Path(folder) / "tiny-qwen2_5_vl"
-        make_checkpoint(model, family="qwen2_5_vl", vision_only=True)
-        logger.warning(
-            "NO --model WAS GIVEN. Serving a tiny qwen2_5_vl with RANDOM weights, made just now: its embeddings mean "
-            "nothing. Name a checkpoint with --model to serve a real one."
-        )
-        yield str(model)
+    folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-"))
+    model = Path(folder) / "tiny-qwen2_5_vl"
+    make_checkpoint(model, family="qwen2_5_vl", vision_only=True)
+    logger.warning(
+        "NO --model WAS GIVEN. Serving a tiny qwen2_5_vl with RANDOM weights, made just now: its embeddings mean "
+        "nothing. Name a checkpoint with --model to serve a real one."
+    )
+    return str(model)

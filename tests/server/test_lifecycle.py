@@ -260,17 +260,23 @@ def test_requests_that_do_not_finish_in_time_are_ended_and_the_exit_code_says_so
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_start_up_ends_it_quietly_and_leaves_nothing(tmp_path: Path, signal_number: int) -> None:
+@pytest.mark.parametrize("while_the_model_is_made", [False, True])
+def test_a_signal_during_start_up_ends_it_quietly_and_leaves_nothing(
+    tmp_path: Path, signal_number: int, while_the_model_is_made: bool
+) -> None:
     with subprocess.Popen(
         command("serve", "--port", "0"), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {"TMPDIR": str(tmp_path)}
     ) as starting:
         assert starting.stderr is not None
         assert "configuration" in starting.stderr.readline()
+        if while_the_model_is_made:
+            while not list(tmp_path.glob("encoder-svc-*")):
+                time.sleep(0.001)
         starting.send_signal(signal_number)
         _, log = starting.communicate(timeout=60)
     assert starting.returncode == 0
     assert "Traceback" not in log
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("encoder-svc-*")) == []
 
 
 def test_a_stream_that_is_not_read_is_ended_and_others_are_served(tiny_checkpoint, photos: list[Path]) -> None:
