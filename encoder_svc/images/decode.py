@@ -13,11 +13,14 @@ import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from encoder_svc.errors import Reason, RequestError, request_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     from encoder_svc.images.limits import Limits
@@ -38,14 +41,14 @@ _JPEG_FILL = re.compile(rb"\xff*")
 _JPEG_START_OF_SCAN = 0xDA
 _JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    2: lambda stored_HWC: stored_HWC[:, ::-1],
+    3: lambda stored_HWC: stored_HWC[::-1, ::-1],
+    4: lambda stored_HWC: stored_HWC[::-1],
+    5: lambda stored_HWC: stored_HWC.swapaxes(0, 1),
+    6: lambda stored_HWC: stored_HWC.swapaxes(0, 1)[:, ::-1],
+    7: lambda stored_HWC: stored_HWC.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda stored_HWC: stored_HWC.swapaxes(0, 1)[::-1],
 }
 """What makes each EXIF orientation upright (EXIF 2.32, tag 0x0112). Those from 5 on swap the sides."""
 
@@ -68,6 +71,7 @@ class OpenedImage:
         png_exif = _walk_png(data) if data.startswith(_PNG_SIGNATURE) else b""
         if data.startswith(_JPEG_SIGNATURE):
             _walk_jpeg(data)
+        self._data = data
         self._image = _open(data)
         width, height = self._image.size
         limits.check_image_size(height, width)
@@ -83,15 +87,33 @@ class OpenedImage:
         Raises:
             RequestError: IMAGE_CORRUPT, where the header promised more than the bytes hold.
         """
-        try:
-            rgb = to_rgb(self._image)
-            if self._orientation in _UPRIGHT:
-                rgb = rgb.transpose(_UPRIGHT[self._orientation])
-            pixels_HWC = np.asarray(rgb)  # Pillow decodes here, if it has not before
-        except Exception as error:  # its decoders raise OSError, SyntaxError, ValueError, struct.error, …
-            raise _corrupt() from error
+        pixels_HWC = self._decode_jpeg()
+        if pixels_HWC is None:
+            try:
+                pixels_HWC = np.asarray(to_rgb(self._image))  # Pillow decodes here, if it has not before
+            except Exception as error:  # its decoders raise OSError, SyntaxError, ValueError, struct.error, …
+                raise _corrupt() from error
+        if self._orientation in _UPRIGHT:
+            pixels_HWC = np.ascontiguousarray(_UPRIGHT[self._orientation](pixels_HWC))
         if pixels_HWC.shape != (self.height, self.width, 3):
             raise _corrupt()
+        return pixels_HWC
+
+    def _decode_jpeg(self) -> npt.NDArray[np.uint8] | None:
+        """A colour JPEG's pixels, straight from libjpeg-turbo: Pillow's bits in half its time.
+
+        None for everything else, and for what libjpeg-turbo so much as warns of: there Pillow is the judge.
+        """
+        if self._image.format not in ("JPEG", "MPO") or self._image.mode != "RGB":
+            return None
+        try:
+            # Of the checked size, so that it can take no more memory, however it reads the header.
+            buffer = np.empty((self._image.height, self._image.width, 3), np.uint8)
+            pixels_HWC: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+                self._data, colorspace="RGB", buffer=buffer, strict=True
+            )
+        except ValueError:
+            return None
         return pixels_HWC
 
 

@@ -43,7 +43,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 
 def resize(pixels_HWC: npt.NDArray[np.uint8], height: int, width: int, flavour: ResizeFlavour) -> npt.NDArray[np.uint8]:
-    """Bicubic, antialiased: [H, W, 3] uint8 to [height, width, 3] uint8."""
+    """Bicubic, antialiased: [H, W, 3] uint8 to [height, width, 3] uint8, which may be a view of colour planes."""
     if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
     return _RESIZERS[flavour](pixels_HWC, height, width)
@@ -54,7 +54,8 @@ def _resize_torch(pixels_HWC: npt.NDArray[np.uint8], height: int, width: int) ->
     # A channels-last view of the same bytes: the kernel reads interleaved pixels as they are.
     pixels_1CHW = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0)
     resized = F.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    planes_CHW: npt.NDArray[np.uint8] = resized[0].numpy()
+    return planes_CHW.transpose(1, 2, 0)
 
 
 def _resize_pillow(pixels_HWC: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from encoder_svc.errors import InvalidInputError, Reason, RequestError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from encoder_svc.images.decode import OpenedImage
     from encoder_svc.images.processor import ImageProcessor
 
 WHITE = [255, 255, 255]
@@ -451,3 +453,26 @@ def test_a_jpeg_of_countless_markers_is_refused_quickly(body: bytes, open_image)
         open_image(b"\xff\xd8\xff" + body)
     assert caught.value.reason == "IMAGE_CORRUPT"
     assert time.perf_counter() - started_s < 1
+
+
+# JPEG without Pillow
+
+
+def test_a_colour_jpeg_is_decoded_to_pillows_bits_into_memory_that_may_be_written(
+    open_image: Callable[[bytes], OpenedImage], photo_files: dict[str, bytes]
+) -> None:
+    for photo in photo_files.values():
+        pixels = open_image(photo).decode()
+        assert pixels.flags.writeable  # what Pillow gives is not
+        assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(photo)).convert("RGB")))
+
+
+def test_a_jpeg_that_libjpeg_warns_of_is_pillows_to_judge(
+    open_image: Callable[[bytes], OpenedImage], photo_files: dict[str, bytes]
+) -> None:
+    photo = next(iter(photo_files.values()))
+    garbled = photo[:-2] + b"\x00" * 64 + photo[-2:]
+    wanted = np.asarray(Image.open(io.BytesIO(garbled)).convert("RGB"))
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(garbled)
+    assert np.array_equal(open_image(garbled).decode(), wanted)
