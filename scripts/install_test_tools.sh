@@ -19,7 +19,8 @@ give_up() {
 
 missing=()
 for program in "${!package_of[@]}"; do
-    command -v "$program" >/dev/null || missing+=("${package_of[$program]}")
+    package=${package_of[$program]}
+    command -v "$program" >/dev/null || [[ " ${missing[*]} " == *" $package "* ]] || missing+=("$package")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
