@@ -80,7 +80,10 @@ def test_keys_are_frozen(encoded) -> None:
         ),
         **{
             f"stages.{stage}": "mean_s p95_s"
-            for stage in ("admission", "decode", "resize", "queue", "h2d", "forward", "d2h", "send")
+            for stage in (
+                *("admission", "window", "shared", "decode_wait", "decode", "resize", "queue", "build"),
+                *("device_wait", "h2d", "forward", "d2h", "collect", "send_wait", "send"),
+            )
         },
     }
     expected = {f"{group}.{key}" for group, keys in groups.items() for key in keys.split()}
