@@ -9,13 +9,13 @@ from benchmarks.support.arithmetic import count
 from encoder_svc.attention import MMEncoderAttention
 from encoder_svc.images.types import GridThw
 from encoder_svc.models.base import ConfigReader
-from encoder_svc.models.registry import find_family
+from encoder_svc.models.registry import find_workflow
 from encoder_svc.models.synthetic import _model_config
 from encoder_svc.platforms import platform_for_device
 
 
 def tera_operations(family: str, grid: GridThw, number: int = 1) -> float:
-    encoder_class = find_family(family, "").encoder_class()
+    encoder_class = find_workflow(family, "").load_encoder()
     values = _model_config(family, "real", "bfloat16").to_dict()["vision_config"]
     config = encoder_class.read_config(ConfigReader(values, ""))
     attention = MMEncoderAttention(16, config.head_size, platform=platform_for_device("cpu"), dtype="bfloat16")
