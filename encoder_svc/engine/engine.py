@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from encoder_svc.engine.scheduler import Scheduler, Ticket
+from encoder_svc.engine.gaps import Job
+from encoder_svc.engine.scheduler import SHORT_PART, Scheduler, Ticket
 from encoder_svc.errors import AttentionKernelError, Reason, request_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Coroutine, Hashable
 
+    from encoder_svc.engine.gaps import LayerGaps
     from encoder_svc.engine.runner import BatchResult, Runner, Submitted
     from encoder_svc.images.types import ProcessedImage
     from encoder_svc.observability.device import DeviceWatch
@@ -95,6 +97,7 @@ class Engine:
         self.broken = asyncio.Event()
         self._runner = runner
         self._scheduler = scheduler
+        self._scheduler.separates = runner.gaps is not None
         self.watch = watch
         self._watchdog_s = watchdog_s
         self._clock = clock
@@ -103,6 +106,9 @@ class Engine:
         self._free_slots = asyncio.Semaphore(runner.depth)
         self._pump: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
+        self._largest_running = 0
+        self._gap_patches = 0
+        self._in_gap: asyncio.Task[None] | None = None
 
     @property
     def queued_patches(self) -> int:
@@ -140,6 +146,7 @@ class Engine:
         self._scheduler.add(work)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run_until_empty())
+        self._fill_gap()
         try:
             return await work.result
         except asyncio.CancelledError:
@@ -160,23 +167,48 @@ class Engine:
         while len(self._scheduler):
             await self._free_slots.acquire()
             batch, expired = self._scheduler.next_batch(self._clock())
-            _fail(expired, Reason.DEADLINE_EXCEEDED, "The deadline passed while the image waited for the device.")
+            _fail_expired(expired)
             if not batch:
                 self._free_slots.release()
                 continue
-            task = asyncio.create_task(self._run_in_slot(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
+            self._keep(self._run_in_slot(batch))
+
+    def _keep(self, running: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(running)
+        self._batches.add(task)
+        task.add_done_callback(self._batches.discard)
+        return task
 
     async def _run_in_slot(self, batch: list[Work]) -> None:
+        self._largest_running = self._gap_patches = max(work.num_patches for work in batch)
+        self._fill_gap()
         try:
             await self._run(batch)
         finally:
+            self._largest_running = 0
             self._free_slots.release()
 
-    async def _run(self, batch: list[Work]) -> None:
+    def _fill_gap(self) -> None:
+        """Lets what is short beside an image that is being encoded go between its layers, up to that image's length."""
+        if self._runner.gaps is None or self._in_gap is not None or self.broken.is_set():
+            return
+        at_most_patches = min(self._largest_running // SHORT_PART, self._gap_patches)
+        batch, expired = self._scheduler.next_batch(self._clock(), at_most_patches)
+        _fail_expired(expired)
+        if batch:
+            self._gap_patches -= sum(work.num_patches for work in batch)
+            self._in_gap = self._keep(self._run_in_gap(batch, self._runner.gaps))
+
+    async def _run_in_gap(self, batch: list[Work], gaps: LayerGaps) -> None:
+        try:
+            await self._run(batch, gaps)
+        finally:
+            self._in_gap = None
+            self._fill_gap()
+
+    async def _run(self, batch: list[Work], gaps: LayerGaps | None = None) -> None:
         """Runs a batch and answers its images. One that fails is run again in parts, so that only the images fail that
-        cannot be encoded."""
+        cannot be encoded. ``gaps``: it need not wait for the batch that runs."""
         batch = [work for work in batch if not work.result.done()]
         if self.broken.is_set():
             _fail_broken(batch)
@@ -190,7 +222,7 @@ class Engine:
         )
         try:
             async with asyncio.timeout(self._watchdog_s if self._watchdog_s < math.inf else None):
-                ride = await self._through_device(batch)
+                ride = await self._through_device(batch, gaps)
         except TimeoutError:
             ended("hung")
             self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
@@ -202,9 +234,13 @@ class Engine:
             ended("encoded", busy_s=ride.result.forward_s, padding_ratio=ride.result.padding_ratio)
             _finish(batch, ride)
 
-    async def _through_device(self, batch: list[Work]) -> _Ride:
+    async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> _Ride:
+        job = Job(partial(self._submit, [work.image for work in batch]))
+        self._device.submit(job)
+        if gaps is not None:
+            gaps.offer(job)
+        begun_s, submitted = await asyncio.wrap_future(job.future)
         loop = asyncio.get_running_loop()
-        begun_s, submitted = await loop.run_in_executor(self._device, self._submit, [work.image for work in batch])
         result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
         return _Ride(result, begun_s, ended_s)
 
@@ -279,6 +315,10 @@ def _fail(works: list[Work], reason: Reason, message: str) -> None:
     for work in works:
         if not work.result.done():
             work.result.set_exception(request_error(reason, message))
+
+
+def _fail_expired(works: list[Work]) -> None:
+    _fail(works, Reason.DEADLINE_EXCEEDED, "The deadline passed while the image waited for the device.")
 
 
 def _fail_broken(works: list[Work]) -> None:

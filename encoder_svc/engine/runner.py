@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
+from encoder_svc.engine.gaps import LayerGaps
 from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
 from encoder_svc.engine.memory import measure, rehearse
 
@@ -65,9 +66,11 @@ class Runner(Protocol):
 
     Attributes:
         depth: how many batches may be in flight.
+        gaps: where short batches may run while a long one does; None where they cannot.
     """
 
     depth: int
+    gaps: LayerGaps | None
 
     def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
         """Gives a batch to the device. Only the device thread calls it. Raises what the device raised."""
@@ -110,6 +113,7 @@ class DeviceRunner:
         self._split_by_image = tower.workflow.load_output_processor()
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
         self.depth = 1 if self._lanes is None else 2
+        self.gaps = LayerGaps(tower.encoder) if self._lanes is None else None
 
     @torch.inference_mode()
     def warm_up(self, *, graph_max_patches: int, memory_fraction: float, max_batch_patches: int) -> int:
@@ -205,9 +209,10 @@ class DeviceRunner:
         return rows, rows.isfinite().all(dim=-1)
 
     def _run_on_host(self, batch: Batch, build_s: float) -> Submitted:
-        started_s = time.perf_counter()
+        assert self.gaps is not None
+        started_s, taken_s = time.perf_counter(), self.gaps.taken_s
         rows, finite = self._forward(self.prepare(batch))
-        forward_s = time.perf_counter() - started_s
+        forward_s = time.perf_counter() - started_s - (self.gaps.taken_s - taken_s)
         return _Finished(self._split(batch, rows, finite, (0.0, forward_s, 0.0), build_s))
 
     def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:

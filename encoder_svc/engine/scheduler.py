@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -36,10 +36,11 @@ class Ticket:
 
 TicketT = TypeVar("TicketT", bound=Ticket)
 
-# An image joins a batch that it makes at most so many times as long, or that stays as short as this part of the
-# longest: small images must not wait for a large one only because it came right behind them.
+# An image joins a batch that it makes at most so many times as long, or that stays short: small images must not wait
+# for a large one only because it came right behind them.
 _MAX_STRETCH = 3
-_SHORT_PART = 8
+SHORT_PART: Final = 8
+"""What is at most so small a part of something counts as short beside it."""
 
 
 @dataclass(slots=True)
@@ -64,9 +65,13 @@ class Scheduler(Generic[TicketT]):
     Args:
         max_batch_patches: patches in one batch. An image with more of them runs alone.
         max_batch_images: images in one batch.
+
+    Attributes:
+        separates: keep what is short out of a long batch too: it can run beside it.
     """
 
     def __init__(self, *, max_batch_patches: int, max_batch_images: int) -> None:
+        self.separates = False
         self.max_batch_patches = max_batch_patches
         self.max_batch_images = max_batch_images
         self.queued_patches = 0
@@ -104,11 +109,15 @@ class Scheduler(Generic[TicketT]):
         self._bury()
         return True
 
-    def next_batch(self, now_s: float) -> tuple[list[TicketT], list[TicketT]]:
+    def next_batch(self, now_s: float, at_most_patches: int | None = None) -> tuple[list[TicketT], list[TicketT]]:
         """Takes the next batch off the queue.
 
+        Args:
+            at_most_patches: a bound for this batch alone, for its first image too.
+
         Returns:
-            The batch, empty only if nothing waits; and every ticket whose deadline passed, wherever it waited: dropped.
+            The batch, empty only if nothing waits that may go now; and every ticket whose deadline passed, wherever it
+            waited: dropped.
         """
         expired = self._expire(now_s)
         num_flows = self._num_flows()
@@ -118,6 +127,8 @@ class Scheduler(Generic[TicketT]):
             entry = self._by_turn[0]
             if entry.ticket in self._queued:
                 if batch and not self._may_join(entry.ticket.num_patches, patches):
+                    break
+                if at_most_patches is not None and patches + entry.ticket.num_patches > at_most_patches:
                     break
                 batch.append(entry.ticket)
                 patches += entry.ticket.num_patches
@@ -131,9 +142,9 @@ class Scheduler(Generic[TicketT]):
 
     def _may_join(self, num_patches: int, batch_patches: int) -> bool:
         longer = batch_patches + num_patches
-        if longer > self.max_batch_patches:
+        if longer > self.max_batch_patches or (self.separates and num_patches * SHORT_PART <= batch_patches):
             return False
-        return longer <= _MAX_STRETCH * batch_patches or longer * _SHORT_PART <= self.max_batch_patches
+        return longer <= _MAX_STRETCH * batch_patches or longer * SHORT_PART <= self.max_batch_patches
 
     def _num_flows(self) -> int:
         """How many share the device now. A ticket without a flow is one of its own."""

@@ -42,6 +42,7 @@ class Device:
     """
 
     depth: int = 1
+    gaps: None = None
     fault: Callable[[list[int]], None] = lambda numbers: None
     not_finite: frozenset[int] = frozenset()
     broken: bool = False

@@ -1,0 +1,115 @@
+"""Short batches run between the layers of a long one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from encoder_svc.engine.engine import Engine
+from encoder_svc.engine.gaps import Job, LayerGaps
+from encoder_svc.engine.runner import DeviceRunner
+from encoder_svc.engine.scheduler import Scheduler
+from encoder_svc.images.types import GridThw, ProcessedImage
+from encoder_svc.observability.device import DeviceWatch
+from encoder_svc.observability.metrics import Metrics
+from tests.models.towers import FAMILIES, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from encoder_svc.models.tower import VisionTower
+
+LARGE, SMALL = (40, 40), (4, 4)
+
+
+def image(tower: VisionTower, sides: tuple[int, int], seed: int) -> ProcessedImage:
+    values = tower.settings.channels * tower.settings.patch_size**2
+    patches = np.random.default_rng(seed).integers(0, 256, (sides[0] * sides[1], values), np.uint8)
+    return ProcessedImage(GridThw(1, *sides), patches)
+
+
+def test_a_job_is_done_once_whoever_comes() -> None:
+    done = []
+    job = Job(lambda: done.append(threading.current_thread().name))
+    for _ in range(3):
+        job()
+    assert len(done) == 1
+
+
+def test_a_job_that_nobody_waits_for_is_not_done() -> None:
+    done: list[int] = []
+    job = Job(lambda: done.append(1))
+    job.future.cancel()
+    job()
+    assert done == []
+
+
+def test_what_a_job_raises_reaches_its_future_and_not_the_forward() -> None:
+    job: Job[float] = Job(lambda: 1 / 0)
+    job()
+    with pytest.raises(ZeroDivisionError):
+        job.future.result()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neither_forward_disturbs_the_other(tiny_checkpoint: Callable[[str], Path], family: str) -> None:
+    tower = load(tiny_checkpoint(family))
+    runner = DeviceRunner(tower)
+    assert runner.gaps is not None
+    large, small = image(tower, LARGE, 1), image(tower, SMALL, 2)
+    alone = [runner.submit([one]).wait().embeddings for one in (large, small)]
+    within = Job(lambda: runner.submit([small]).wait())
+    runner.gaps.offer(within)
+    result = runner.submit([large]).wait()
+    assert [result.embeddings, within.future.result(0).embeddings] == alone
+    assert runner.gaps.taken_s >= within.future.result(0).forward_s > 0
+
+
+async def test_a_small_image_does_not_wait_for_a_large_one(tiny_checkpoint: Callable[[str], Path]) -> None:
+    tower = load(tiny_checkpoint("qwen2_vl"))
+    runner = DeviceRunner(tower)
+    engine = Engine(
+        runner, Scheduler(max_batch_patches=4096, max_batch_images=64), watch=DeviceWatch(Metrics()), watchdog_s=30
+    )
+    ended: list[str] = []
+    small_asked, small_queued = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        """The large image's last block waits until the small one is on its way."""
+        if not small_asked.is_set():
+            small_asked.set()
+            assert small_queued.wait(10)
+
+    tower.encoder.blocks[1].register_forward_pre_hook(hold)
+
+    async def encode(name: str, sides: tuple[int, int]) -> bytes:
+        item = await engine.encode(image(tower, sides, len(name)), flow=name)
+        ended.append(name)
+        return bytes(item.data)
+
+    large = asyncio.create_task(encode("large", LARGE))
+    while not small_asked.is_set():
+        await asyncio.sleep(0.001)
+    small = asyncio.create_task(encode("small", SMALL))
+    await asyncio.sleep(0.05)
+    small_queued.set()
+    await asyncio.gather(large, small)
+    await engine.aclose()
+    assert ended == ["small", "large"]
+
+
+def test_gaps_are_those_before_every_block(tiny_checkpoint: Callable[[str], Path]) -> None:
+    tower = load(tiny_checkpoint("qwen2_vl"))
+    gaps, seen = LayerGaps(tower.encoder), []
+    runner = DeviceRunner(tower)
+    for block in tower.encoder.blocks:
+        block.register_forward_pre_hook(lambda *_: gaps.offer(lambda: seen.append(1)))
+    with torch.inference_mode():
+        runner.submit([image(tower, SMALL, 0)])
+    assert len(seen) == len(tower.encoder.blocks) - 1
