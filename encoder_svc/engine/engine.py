@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.gaps import Job
-from encoder_svc.engine.scheduler import SHORT_PART, Scheduler, Ticket
+from encoder_svc.engine.scheduler import Scheduler, Ticket
 from encoder_svc.errors import AttentionKernelError, Reason, request_error
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from encoder_svc.observability.device import DeviceWatch
 
 logger = logging.getLogger(__name__)
+
+# What goes at once between the layers of an image that is being encoded holds at most so small a part of its patches.
+_GAP_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ class Engine:
         """Lets what is short beside an image that is being encoded go between its layers, up to that image's length."""
         if self._runner.gaps is None or self._in_gap is not None or self.broken.is_set():
             return
-        at_most_patches = min(self._largest_running // SHORT_PART, self._gap_patches)
+        at_most_patches = min(self._largest_running // _GAP_PART, self._gap_patches)
         batch, expired = self._scheduler.next_batch(self._clock(), at_most_patches)
         _fail_expired(expired)
         if batch:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -39,8 +39,8 @@ TicketT = TypeVar("TicketT", bound=Ticket)
 # An image joins a batch that it makes at most so many times as long, or that stays short: small images must not wait
 # for a large one only because it came right behind them.
 _MAX_STRETCH = 3
-SHORT_PART: Final = 8
-"""What is at most so small a part of something counts as short beside it."""
+# What is at most so small a part of something counts as short beside it.
+_SHORT_PART = 8
 
 
 @dataclass(slots=True)
@@ -142,9 +142,9 @@ class Scheduler(Generic[TicketT]):
 
     def _may_join(self, num_patches: int, batch_patches: int) -> bool:
         longer = batch_patches + num_patches
-        if longer > self.max_batch_patches or (self.separates and num_patches * SHORT_PART <= batch_patches):
+        if longer > self.max_batch_patches or (self.separates and num_patches * _SHORT_PART <= batch_patches):
             return False
-        return longer <= _MAX_STRETCH * batch_patches or longer * SHORT_PART <= self.max_batch_patches
+        return longer <= _MAX_STRETCH * batch_patches or longer * _SHORT_PART <= self.max_batch_patches
 
     def _num_flows(self) -> int:
         """How many share the device now. A ticket without a flow is one of its own."""
