@@ -40,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", default="qwen2_5_vl")
     parser.add_argument("--dimensions", default="tiny", choices=["tiny", "real"])
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint, in place of one made here")
     parser.add_argument("--side", type=int, default=448, metavar="PIXELS")
     parser.add_argument("--format", default="jpeg", choices=["jpeg", "raw"])
     parser.add_argument("--clients", type=int, default=32, metavar="N")
@@ -62,9 +63,9 @@ def main() -> int:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    model, mix = folder / "model", folder / "mix.json"
-    command = ["make-checkpoint", "--family", arguments.family, "--size", arguments.dimensions, "--vision-only"]
-    subprocess.run([sys.executable, "-m", "encoder_svc", *command, str(model)], check=True, stdout=subprocess.DEVNULL)
+    model, mix = arguments.model or folder / "model", folder / "mix.json"
+    if arguments.model is None:
+        make_model(model, arguments)
     mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
     ratios = []
     with running_server(model, arguments, folder / "server.log") as (server, target):
@@ -78,6 +79,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"{arguments.family} {arguments.dimensions}, {arguments.side}² {arguments.format}, {arguments.clients} clients"
     )
     print(f"{name}: served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
+
+
+def make_model(folder: Path, arguments: argparse.Namespace) -> None:
+    command = ["make-checkpoint", "--family", arguments.family, "--size", arguments.dimensions, "--vision-only"]
+    subprocess.run([sys.executable, "-m", "encoder_svc", *command, str(folder)], check=True, stdout=subprocess.DEVNULL)
 
 
 def describe(side: dict[str, Any]) -> str:
@@ -103,6 +109,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     """The encoder alone, loaded exactly as the server loads it."""
     from encoder_svc.bench.pictures import noise_picture
     from encoder_svc.config import load_config
+    from encoder_svc.engine.runner import DeviceRunner
     from encoder_svc.images.types import EncodedImageBytes
     from encoder_svc.observability.metrics import Metrics
     from encoder_svc.server.allocator import use_one_heap
@@ -118,6 +125,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     images = [processor.plan(EncodedImageBytes(picture)).process() for picture in pictures]
     largest = LARGEST_BATCH_PATCHES["cpu" if arguments.device == "cpu" else "cuda"]
     per_batch = max(min(largest // images[0].grid.num_patches, number), 1)
+    runner = DeviceRunner(tower)
     batch = tower.workflow.load_input_builder()(images[:per_batch], tower.encoder)
 
     def wait() -> None:
@@ -125,8 +133,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
 
     def call() -> None:
-        on_device = batch.to(tower.device)
-        tower.encoder(on_device.segments, on_device.inputs)
+        runner.rows(runner.prepare(batch))
 
     with torch.inference_mode():
         call()
