@@ -12,6 +12,8 @@ from grpc_status import rpc_status
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2_grpc
 from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.request import Observer
 from encoder_svc.server.gate import Gate
 from encoder_svc.server.servicer import EncoderServicer, Serving
 
@@ -31,12 +33,17 @@ class FullPipeline:
 
 
 @pytest.fixture
-async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Channel]:
+def observer() -> Observer:
+    return Observer(Metrics())
+
+
+@pytest.fixture
+async def channel(request: pytest.FixtureRequest, observer: Observer) -> AsyncIterator[grpc.aio.Channel]:
     """To a server whose pipeline is the test's parameter."""
-    servicer = EncoderServicer(SERVING)
+    servicer = EncoderServicer(SERVING, observer)
     if request.param is not None:
         servicer.open(request.param())
-    server = grpc.aio.server(interceptors=[Gate(servicer)])
+    server = grpc.aio.server(interceptors=[Gate(servicer, observer)])
     encoder_pb2_grpc.add_EncoderServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -54,7 +61,9 @@ async def channel(request: pytest.FixtureRequest) -> AsyncIterator[grpc.aio.Chan
     ],
     indirect=["channel"],
 )
-async def test_a_call_that_sends_nothing_hears_why(channel: grpc.aio.Channel, method: str, reason: str) -> None:
+async def test_a_call_that_sends_nothing_hears_why(
+    channel: grpc.aio.Channel, observer: Observer, method: str, reason: str
+) -> None:
     call = channel.stream_stream(f"/encoder.v1.Encoder/{method}")(timeout=5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
@@ -63,6 +72,9 @@ async def test_a_call_that_sends_nothing_hears_why(channel: grpc.aio.Channel, me
     assert status is not None
     assert status.details[0].Unpack(detail)
     assert detail.reason == reason
+    labels = {"method": method, "code": caught.value.code().name, "reason": reason}
+    assert observer.metrics.registry.get_sample_value("encoder_requests_total", labels) == 1
+    assert observer.num_running == 0
 
 
 @pytest.mark.parametrize("channel", [FullPipeline], indirect=True)
