@@ -17,7 +17,8 @@ def trace_metadata() -> tuple[tuple[str, str], ...] | None:
         return None
     carrier: dict[str, str] = {}
     inject(carrier)
-    return tuple(carrier.items()) or None
+    # gRPC refuses a key in capitals, which some propagators write.
+    return tuple((key.lower(), value) for key, value in carrier.items()) or None
 
 
 @cache

@@ -25,6 +25,14 @@ def test_without_a_span_nothing_is_sent() -> None:
     assert trace_metadata() is None
 
 
+def test_headers_in_capitals_are_lowered_as_grpc_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inject(carrier: dict[str, str]) -> None:
+        carrier["X-Amzn-Trace-Id"] = "Root=1-5"
+
+    monkeypatch.setattr(trace, "_inject", lambda: inject)
+    assert trace_metadata() == (("x-amzn-trace-id", "Root=1-5"),)
+
+
 def test_without_opentelemetry_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     trace._inject.cache_clear()
     monkeypatch.setitem(sys.modules, "opentelemetry.propagate", None)
