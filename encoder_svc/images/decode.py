@@ -8,15 +8,14 @@ Colour profiles are not applied, as transformers does not apply them.
 from __future__ import annotations
 
 import io
-import re
-import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.errors import Reason, request_error
+from encoder_svc.images.structure import JPEG_SIGNATURE, PNG_SIGNATURE, corrupt, walk_jpeg, walk_png
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,18 +27,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_SIGNATURES = (_JPEG_SIGNATURE, _PNG_SIGNATURE)
-# Pillow walks chunks in Python: a file of millions of empty ones would hold a thread, and the GIL, for seconds. An
-# honest encoder writes chunks of 8 KiB or more, 4,096 in the largest file that is taken by default.
-_MAX_PNG_CHUNKS = 2**16
-# The same for a JPEG's segments before its pixels. An honest file has tens; profiles and maps in pieces, a few hundred.
-_MAX_JPEG_SEGMENTS = 2**12
-_MAX_JPEG_FILL_BYTES = 2**12
-_JPEG_FILL = re.compile(rb"\xff*")
-_JPEG_START_OF_SCAN = 0xDA
-_JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+_SIGNATURES = (JPEG_SIGNATURE, PNG_SIGNATURE)
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
     2: lambda stored_HWC: stored_HWC[:, ::-1],
@@ -68,9 +56,9 @@ class OpenedImage:
                 IMAGE_ASPECT_RATIO.
         """
         limits.check_image_bytes(len(data))
-        png_exif = _walk_png(data) if data.startswith(_PNG_SIGNATURE) else b""
-        if data.startswith(_JPEG_SIGNATURE):
-            _walk_jpeg(data)
+        png_exif = walk_png(data) if data.startswith(PNG_SIGNATURE) else b""
+        if data.startswith(JPEG_SIGNATURE):
+            walk_jpeg(data)
         self._data = data
         self._image = _open(data)
         width, height = self._image.size
@@ -92,11 +80,11 @@ class OpenedImage:
             try:
                 pixels_HWC = np.asarray(to_rgb(self._image))  # Pillow decodes here, if it has not before
             except Exception as error:  # its decoders raise OSError, SyntaxError, ValueError, struct.error, …
-                raise _corrupt() from error
+                raise corrupt() from error
         if self._orientation in _UPRIGHT:
             pixels_HWC = np.ascontiguousarray(_UPRIGHT[self._orientation](pixels_HWC))
         if pixels_HWC.shape != (self.height, self.width, 3):
-            raise _corrupt()
+            raise corrupt()
         return pixels_HWC
 
     def _decode_jpeg(self) -> npt.NDArray[np.uint8] | None:
@@ -136,12 +124,12 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
-            raise _corrupt() from None
+            raise corrupt() from None
         raise request_error(Reason.IMAGE_FORMAT, "Not an image that is decoded here: send JPEG, PNG or WebP.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise request_error(Reason.IMAGE_PIXELS, "The image declares far more pixels than are taken.") from None
     except Exception as error:
-        raise _corrupt() from error
+        raise corrupt() from error
 
 
 def _scale_transparency(image: Image.Image, data: bytes) -> None:
@@ -165,48 +153,3 @@ def _orientation(image: Image.Image, png_exif: bytes) -> int:
     except Exception:  # a broken EXIF block; the pixels are still good
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _walk_png(data: bytes) -> bytes:
-    """The eXIf chunk of a PNG file, wherever it stands; empty if there is none.
-
-    Raises:
-        RequestError: IMAGE_CORRUPT, more chunks than any honest file has.
-    """
-    exif, offset = b"", len(_PNG_SIGNATURE)
-    for _ in range(_MAX_PNG_CHUNKS):
-        if offset + 8 > len(data):
-            return exif
-        length, kind = struct.unpack_from(">I4s", data, offset)
-        if kind == b"eXIf":
-            exif = exif or b"Exif\x00\x00" + data[offset + 8 : offset + 8 + length]
-        offset += 12 + length
-    raise _corrupt()
-
-
-def _walk_jpeg(data: bytes) -> None:
-    """
-    Raises:
-        RequestError: IMAGE_CORRUPT, more segments or filling before the pixels than any honest file has.
-    """
-    offset, fill_bytes = 2, 0
-    for _ in range(_MAX_JPEG_SEGMENTS):
-        filled = _JPEG_FILL.match(data, offset, offset + _MAX_JPEG_FILL_BYTES)
-        assert filled is not None  # it matches nothing as well
-        fill_bytes += filled.end() - offset
-        offset = filled.end()
-        if fill_bytes > _MAX_JPEG_FILL_BYTES:
-            break
-        if offset + 3 > len(data) or data[offset] == _JPEG_START_OF_SCAN:
-            return
-        if filled.end() == filled.start():
-            offset += 1  # not a marker: Pillow, too, looks on byte by byte
-        elif data[offset] in _JPEG_WITHOUT_LENGTH:
-            offset += 1
-        else:
-            offset += 1 + int.from_bytes(data[offset + 1 : offset + 3], "big")
-    raise _corrupt()
-
-
-def _corrupt() -> RequestError:
-    return request_error(Reason.IMAGE_CORRUPT, "The image is truncated or damaged: its pixels could not be decoded.")

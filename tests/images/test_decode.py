@@ -455,6 +455,29 @@ def test_a_jpeg_of_countless_markers_is_refused_quickly(body: bytes, open_image)
     assert time.perf_counter() - started_s < 1
 
 
+def with_scans_again(times: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG, 8 million pixels in 48 kB, whose last scan comes that many times more."""
+    file = encode(Image.new("RGB", (8000, 1000), (90, 120, 30)), "JPEG", progressive=True)
+    last_scan = file[file.rindex(b"\xff\xda") : -2]
+    return file[:-2] + (between + last_scan) * times + file[-2:]
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\xfe\0\6\xff\xd9\0\0"], ids=["", "an end within a comment"])
+def test_a_jpeg_of_countless_scans_is_refused_quickly(between: bytes, open_image) -> None:
+    data = with_scans_again(50_000, between)
+    started_s = time.perf_counter()
+    with pytest.raises(RequestError) as caught:
+        open_image(data)
+    assert caught.value.reason == "IMAGE_CORRUPT"
+    assert time.perf_counter() - started_s < 1
+
+
+def test_scans_count_up_to_the_end_of_the_first_picture(open_image) -> None:
+    photo = encode(scene(), "JPEG", progressive=True)
+    assert open_image(photo + b"\xff\xda" * 1_000).decode().shape == (24, 40, 3)
+    assert open_image(with_scans_again(5)).decode().shape == (1000, 8000, 3)
+
+
 # JPEG without Pillow
 
 
