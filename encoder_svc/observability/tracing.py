@@ -10,6 +10,7 @@ https://opentelemetry.io/docs/specs/semconv/rpc/grpc/ for the names of attribute
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from encoder_svc.observability.request import ImageRecord, RequestRecord
 
 _SERVICE: Final = "encoder.v1.Encoder"
-_FLUSH_MS: Final = 5_000
+_FLUSH_S: Final = 5.0
 _LONGEST_TEXT: Final = 128
 _CONTEXT: Final = TraceContextTextMapPropagator()
 
@@ -66,15 +67,18 @@ class OpenTelemetryTracer:
 
     def close(self) -> None:
         """Sends what is left, for five seconds at the most."""
-        self._provider.force_flush(_FLUSH_MS)
-        self._provider.shutdown()
+        # The SDK heeds no limit of its own: https://github.com/open-telemetry/opentelemetry-python/issues/4568
+        sending = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        sending.start()
+        sending.join(_FLUSH_S)
 
 
 class CallSpan:
     """A :class:`encoder_svc.observability.request.Span`."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
-        self.trace_id = format_trace_id(span.get_span_context().trace_id)
+        context = span.get_span_context()
+        self.trace_id = format_trace_id(context.trace_id) if context.is_valid else ""  # OTEL_SDK_DISABLED makes none
         self._tracer = tracer
         self._span = span
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import EncoderClient
+from encoder_svc.observability import tracing
 from encoder_svc.observability.stages import STAGES
+from encoder_svc.observability.tracing import OpenTelemetryTracer
 from tests.observability.collectors import grpc_collector, http_collector
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
@@ -138,6 +143,28 @@ def test_a_collector_that_is_not_there_keeps_nobody_waiting(
     with start(exporting_to("http://127.0.0.1:9")) as serving, EncoderClient(serving.target, timeout_s=20) as client:
         assert len(client.encode(photos)) == len(photos)
         assert serving.stop() == 0
+
+
+def test_what_is_left_is_sent_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    class Deaf(SpanProcessor):
+        def shutdown(self) -> None:
+            answered.wait(20)
+
+    monkeypatch.setattr(tracing, "_FLUSH_S", 0.1)
+    tracer = OpenTelemetryTracer({"OTEL_TRACES_EXPORTER": "none"})
+    tracer._provider.add_span_processor(Deaf())
+    began_s = time.monotonic()
+    tracer.close()
+    assert time.monotonic() - began_s < 10
+    answered.set()
+
+
+def test_where_opentelemetry_is_disabled_there_is_no_trace_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    span = OpenTelemetryTracer({"OTEL_TRACES_EXPORTER": "none"}).begin("GetModelInfo", {})
+    assert (span.trace_id, span.metadata()) == ("", ())
 
 
 def test_an_exporter_that_is_not_installed_is_refused_at_start_up() -> None:
