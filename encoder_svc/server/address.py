@@ -8,6 +8,11 @@ import socket
 from encoder_svc.errors import ConfigError
 
 
+def bare_host(host: str) -> str:
+    """An IPv6 address without the brackets in which it may be given; any other host as it is."""
+    return host.removeprefix("[").removesuffix("]")
+
+
 def listen_address(host: str, port: int) -> str:
     """``host:port`` as gRPC reads it; an IPv6 address in brackets.
 
@@ -16,13 +21,13 @@ def listen_address(host: str, port: int) -> str:
     """
     if "/" in host or host.startswith("unix:"):
         raise ConfigError(f"--host {host}: name a host or an address, such as 127.0.0.1, 0.0.0.0 or ::1.")
-    bare = host.removeprefix("[").removesuffix("]")
+    bare = bare_host(host)
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
 def why_not(host: str, port: int) -> str:
     """What keeps a server from listening there, found by trying with a plain socket."""
-    bare = host.removeprefix("[").removesuffix("]")
+    bare = bare_host(host)
     try:
         family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trying:

@@ -27,7 +27,7 @@ from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.web import metrics_server
-from encoder_svc.server.address import listen_address, why_not
+from encoder_svc.server.address import bare_host, listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.gate import Gate
@@ -134,7 +134,7 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(signal_number, self._on_signal)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         server, port = self._bind()
-        with metrics_server(self._metrics.registry, self._config.host, self._config.metrics_port):
+        with metrics_server(self._metrics.registry, bare_host(self._config.host), self._config.metrics_port):
             return await self._run(server, port)
 
     async def _run(self, server: grpc.aio.Server, port: int) -> int:

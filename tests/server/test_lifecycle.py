@@ -334,6 +334,10 @@ def test_a_host_that_cannot_be_listened_on_is_refused_with_the_reason(tiny_check
     assert why in refused("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--port", "0", "--host", host)[1]
 
 
-def test_an_ipv6_address_is_listened_on(tiny_checkpoint) -> None:
-    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--host", "::1") as serving:
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_listened_on(tiny_checkpoint, host: str) -> None:
+    port = free_port()
+    options = ("--host", host, "--metrics-port", str(port))
+    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", *options) as serving:
         assert health(serving.target.replace("127.0.0.1", "[::1]")) == SERVING
+        socket.create_connection(("::1", port), timeout=10).close()
