@@ -15,6 +15,7 @@ from encoder_svc.client.types import EncodedImage, RetainedImage
 from encoder_svc.client.wire import (
     call_error,
     call_timeout,
+    checked_keys,
     checked_request_id,
     checked_timeout,
     closed_error,
@@ -129,14 +130,14 @@ class AsyncEncoderClient:
         self, keys: Sequence[str], *, timeout_s: float | None = None, request_id: str = ""
     ) -> list[EncodedImage]:
         """Embeddings that were retained, in the order of their keys; see :meth:`EncoderClient.fetch`."""
-        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=checked_request_id(request_id))
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
         call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
         results = [result async for result in self._results(call, Assembler(len(keys)))]
         return all_good(sorted(results, key=position), EncodedImage)
 
     async def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end; see :meth:`EncoderClient.release`."""
-        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
+        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
         try:
             response = await self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
         except grpc.aio.AioRpcError as error:

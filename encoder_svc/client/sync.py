@@ -14,6 +14,7 @@ from encoder_svc.client.types import EncodedImage, RetainedImage
 from encoder_svc.client.wire import (
     call_error,
     call_timeout,
+    checked_keys,
     checked_request_id,
     checked_timeout,
     closed_error,
@@ -160,14 +161,15 @@ class EncoderClient:
 
         Raises:
             RequestError: KEY_UNKNOWN or KEY_EXPIRED (:class:`NotFoundError`), ``image_index`` being the key's position.
+            TypeError: ``keys`` is one key and no list.
         """
-        request = encoder_pb2.FetchEmbeddingsRequest(keys=keys, request_id=checked_request_id(request_id))
+        request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
         call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
         return all_good(sorted(self._results(call, Assembler(len(keys))), key=position), EncodedImage)
 
     def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end, one for each time a key is named; returns how many there were."""
-        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=keys)
+        request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
         try:
             response = self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
         except grpc.RpcError as error:

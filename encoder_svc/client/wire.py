@@ -18,6 +18,8 @@ from encoder_svc.client.types import (
 from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason, RequestError, request_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import grpc
 
 ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
@@ -59,11 +61,24 @@ def call_timeout(own_s: float | None, clients_s: float | None) -> float | None:
     return timeout_s or _NO_TIME_S
 
 
+def checked_keys(keys: Sequence[str]) -> Sequence[str]:
+    """
+    Raises:
+        TypeError: it is one key (which would be taken for a list of characters).
+    """
+    if isinstance(keys, (str, bytes)):
+        raise TypeError("keys must be a list of keys; put a single one in a list.")
+    return keys
+
+
 def checked_request_id(request_id: str) -> str:
     """
     Raises:
+        TypeError: it is not a text.
         ValueError: it holds a lone surrogate.
     """
+    if not isinstance(request_id, str):
+        raise TypeError(f"request_id must be a text, not {type(request_id).__name__}.")
     try:
         request_id.encode()
     except UnicodeEncodeError:

@@ -197,6 +197,15 @@ def test_a_request_id_that_utf8_cannot_carry_is_refused(target: str) -> None:
                 call()
 
 
+def test_a_single_key_and_a_request_id_that_is_no_text_are_refused(target: str) -> None:
+    with EncoderClient(target) as client:
+        for call in (lambda: client.fetch("abc"), lambda: client.release("abc")):
+            with pytest.raises(TypeError, match="put a single one in a list"):
+                call()
+        with pytest.raises(TypeError, match="request_id must be a text, not int"):
+            client.encode([b"x"], request_id=5)  # type: ignore[arg-type]
+
+
 # Timeouts
 
 
