@@ -50,6 +50,8 @@ def takes(dtype: torch.dtype) -> bool:
 class CpuOps(Ops):
     """For dtypes that :func:`takes` names. Layers that were laid out give up their own weights."""
 
+    name = "onednn"
+
     def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
         packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
         linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)  # not both in memory

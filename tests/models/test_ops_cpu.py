@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from encoder_svc.models.ops import ACTIVATIONS, MlpWeights, NormWeights, Ops
+from encoder_svc.models.ops_choice import describe
 from encoder_svc.models.ops_cpu import CpuOps, takes
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def assert_close(run: Callable[[Ops, torch.dtype], torch.Tensor], dtype: torch.d
     got, wanted = run(CpuOps(), dtype).float(), run(Ops(), torch.float32)
     assert got.shape == wanted.shape
     assert ((got - wanted).norm() / wanted.norm()).item() < tolerance
+
+
+def test_the_log_and_the_config_hash_tell_them_from_the_plain_ones() -> None:
+    assert describe(CpuOps()) == "onednn"
+    assert describe(Ops()) == "torch"
 
 
 @DTYPES
