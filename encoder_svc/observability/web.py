@@ -45,6 +45,8 @@ def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> 
         raise ConfigError(f"--metrics-port {port}: cannot listen on {host} ({error.strerror}).") from None
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
+    address = f"[{host}]" if ":" in host.strip("[]") else host
+    logger.info("metrics and the status page: http://%s:%d/", address, server.server_port)
     try:
         yield
     finally:

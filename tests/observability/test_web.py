@@ -106,3 +106,10 @@ def test_it_listens_on_ipv6_where_asked(port: int) -> None:
 def test_without_a_port_nothing_listens(port: int) -> None:
     with metrics_server(Metrics().registry, "127.0.0.1", None), socket.socket() as trying:
         assert trying.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_the_log_says_where_it_listens_also_where_the_port_is_any(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), metrics_server(Metrics().registry, "127.0.0.1", 0):
+        said = re.search(r"http://127\.0\.0\.1:(\d+)/$", caplog.text.strip())
+        assert said
+        assert answer(int(said[1]), "GET", "/metrics")[0] == 200
