@@ -19,6 +19,7 @@ from encoder_svc.errors import EncoderSvcError, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 _EXIT_FAILED = 1
 _EXIT_REFUSED = 2
@@ -103,7 +104,7 @@ _SERVE_DESCRIPTION = (
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of options")
     for option in options():
-        default = "" if option.default is None else f" (default: {option.default})"
+        default = "" if option.default is None else f" (default: {_shown(option.default, option.metadata['metavar'])})"
         parser.add_argument(
             flag_name(option.name),
             dest=option.name,
@@ -111,6 +112,15 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
             help=f"{option.metadata['help']}{default} [{environment_name(option.name)}]".replace("%", "%%"),
         )
     parser.set_defaults(run=_serve)
+
+
+def _shown(default: Any, metavar: str) -> str:
+    """A default as one would type it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if metavar == "BYTES":
+        return f"{default // 2**30}GiB" if default % 2**30 == 0 else f"{default // 2**20}MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _serve(parsed: argparse.Namespace) -> int:

@@ -228,6 +228,12 @@ def test_help_is_there(arguments: list[str]) -> None:
     assert "usage: encoder-svc" in done.stdout
 
 
+def test_serve_help_shows_defaults_as_one_would_type_them() -> None:
+    text = " ".join(run("serve", "--help").stdout.split())
+    for shown in ("0 none (default: 4GiB)", "size of one request (default: 128MiB)", "where to (default: off)"):
+        assert shown in text
+
+
 def test_serve_help_names_flag_and_variable_of_every_option() -> None:
     text = " ".join(run("serve", "--help").stdout.split())
     for name in ("--mm-encoder-attn-backend", "ENCODER_MM_ENCODER_ATTN_BACKEND", "--resize", "--drain-s"):
