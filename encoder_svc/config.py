@@ -133,7 +133,10 @@ class Config:
     host: str = _option("127.0.0.1", _text, "HOST", "address to listen on; 0.0.0.0 for every one")
     port: int = _option(50_051, _port, "PORT", "port to listen on; 0 picks a free one and prints it")
     metrics_port: int | None = _option(
-        None, _port, "PORT", "port for Prometheus metrics, on the same host; without it there are none"
+        None,
+        _port,
+        "PORT",
+        "port for Prometheus metrics and the status page, on the same host; without it there are none",
     )
     max_connection_age_s: float = _option(
         0.0, _seconds, "SECONDS", "how long callers keep a connection before they are asked to open another; 0 for ever"
@@ -303,7 +306,8 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
         file: YAML, option names to values.
 
     Raises:
-        ConfigError: an unknown key, or a value that does not fit; names where it was read.
+        ConfigError: an unknown key, or a value that does not fit; names where it was read. Or two values contradict
+            each other.
     """
     known = {option.name: option for option in options()}
     values: dict[str, Any] = {}
@@ -334,7 +338,13 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
             take(by_variable[variable], text, "environment", f"environment, {variable}")
     for name, value in flags.items():
         take(name, value, "flag", flag_name(name))
-    return LoadedConfig(Config(**values), sources)
+    config = Config(**values)
+    if not 0 < config.lease_s <= config.max_lease_s:
+        raise ConfigError(
+            f"lease_s is {config.lease_s:g} and max_lease_s {config.max_lease_s:g}: "
+            "a lease must be longer than 0 and at most max_lease_s."
+        )
+    return LoadedConfig(config, sources)
 
 
 def _is_kubernetes_service_link(variable: str, text: str) -> bool:

@@ -223,6 +223,13 @@ def test_a_wrong_value_is_refused_with_its_place_the_value_and_why(option: str, 
     assert str(refused.value).startswith(f"{flag_name(option)}: {value!r} is {why}")
 
 
+@pytest.mark.parametrize("flags", [{"lease_s": "700"}, {"lease_s": "0"}, {"max_lease_s": "30"}, {"max_lease_s": "0"}])
+def test_a_default_lease_that_no_request_could_have_is_refused(flags: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"^lease_s is \d+ and max_lease_s \d+: "):
+        load(flags=flags)
+    assert load(flags={"lease_s": "600"}).config.lease_s == 600
+
+
 def test_a_wrong_value_names_the_place_that_it_was_read_from(write_file: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"^environment, ENCODER_PORT: 'x' is "):
         load(environment={"ENCODER_PORT": "x"})
