@@ -8,6 +8,7 @@ Colour profiles are not applied, as transformers does not apply them.
 from __future__ import annotations
 
 import io
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,6 +118,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decoders() -> str:
+    """The packages whose bits the pixels are, with versions."""
+    return " ".join(f"{package} {version(package)}" for package in ("pillow", "simplejpeg"))
 
 
 def _open(data: bytes) -> Image.Image:

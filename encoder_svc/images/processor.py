@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from encoder_svc.errors import Reason, request_error
-from encoder_svc.images.decode import OpenedImage
+from encoder_svc.images.decode import OpenedImage, decoders
 from encoder_svc.images.patches import patchify
 from encoder_svc.images.resize import ResizeFlavour, resize, smart_resize
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, ProcessedImage, RawRgb
@@ -57,8 +57,9 @@ class ProcessorSettings:
         return self.channels * self.temporal_patch_size * self.patch_size**2
 
     def hash(self) -> str:
-        """SHA-256, 64 hex digits, over every setting."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """SHA-256, 64 hex digits, over every setting and the decoders' versions."""
+        factors = asdict(self) | {"decoders": decoders()}
+        return hashlib.sha256(json.dumps(factors, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

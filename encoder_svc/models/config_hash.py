@@ -29,6 +29,7 @@ class ConfigFactors:
         graph_buckets: patches of each captured graph; empty where none is captured.
         torch: its version.
         workflow: the modules of the family.
+        processor: the hash over how images become patches.
         platform, device_name: where it runs.
     """
 
@@ -44,6 +45,7 @@ class ConfigFactors:
     operations: str = "torch"
     quantisation: str = "none"
     graph_buckets: tuple[int, ...] = ()
+    processor: str = ""
     workflow: Mapping[str, Any] = field(default_factory=dict)
     model_config: Mapping[str, Any] = field(default_factory=dict)
 

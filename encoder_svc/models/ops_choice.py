@@ -87,9 +87,16 @@ def ops_for(
 
 
 def describe(ops: Ops) -> str:
-    """Name and the versions of the packages that it runs on: part of the config hash."""
+    """Name and the versions of the packages that it runs on, then those of the first block's where these are others.
+
+    Part of the config hash.
+    """
     packages = {"triton": ("triton",), "quack": ("triton", "quack-kernels"), "fp8": ("triton",)}
-    return " ".join([ops.name, *(f"{package} {version(package)}" for package in packages.get(ops.name, ()))])
+    used = dict.fromkeys((ops, ops.of_block(0, 3)))
+    return ", ".join(
+        " ".join([some.name, *(f"{package} {version(package)}" for package in packages.get(some.name, ()))])
+        for some in used
+    )
 
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:

@@ -96,6 +96,7 @@ def load_tower(
         torch=torch.__version__,
         platform=platform.name,
         device_name=platform.device_name(),
+        processor=settings.hash(),
         workflow=asdict(checkpoint.workflow),
         model_config=asdict(checkpoint.config),
     )

@@ -10,11 +10,13 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 import pytest
 import simplejpeg
 from PIL import Image
 
 from encoder_svc.errors import InvalidInputError, Reason, RequestError
+from encoder_svc.images.decode import decoders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from encoder_svc.images.decode import OpenedImage
-    from encoder_svc.images.processor import ImageProcessor
+    from encoder_svc.images.processor import ImageProcessor, ProcessorSettings
 
 WHITE = [255, 255, 255]
 DECODE_REASONS = {
@@ -488,6 +490,16 @@ def test_a_colour_jpeg_is_decoded_to_pillows_bits_into_memory_that_may_be_writte
         pixels = open_image(photo).decode()
         assert pixels.flags.writeable  # what Pillow gives is not
         assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(photo)).convert("RGB")))
+
+
+def test_decoders_are_named_with_their_versions_and_part_of_the_processors_hash(
+    settings: ProcessorSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decoders() == f"pillow {PIL.__version__} simplejpeg {simplejpeg.__version__}"
+    before = settings.hash()
+    assert settings.hash() == before
+    monkeypatch.setattr("encoder_svc.images.processor.decoders", lambda: "pillow 99")
+    assert settings.hash() != before
 
 
 def test_a_jpeg_that_libjpeg_warns_of_is_pillows_to_judge(

@@ -579,6 +579,14 @@ def test_the_config_hash_changes_with(vision_only: dict[str, Path], options: dic
     assert load(folder, **options).config_hash != load(folder).config_hash
 
 
+def test_the_config_hash_changes_with_what_pixels_are_normalised_by(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    before = load(folder)
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_std": [0.25, 0.25, 0.25]}))
+    assert load(folder).config_hash != before.config_hash
+
+
 def test_the_config_hash_changes_with_the_causal_switch(copy: Callable[..., Path]) -> None:
     folder = copy()
     before = load(folder)

@@ -35,6 +35,7 @@ OTHERS = {
     "operations": "quack triton 3.6.0",
     "quantisation": "fp8",
     "graph_buckets": (1024,),
+    "processor": "00",
     "workflow": {"output_processor": "theirs:split"},
     "model_config": {"depth": 32, "causal": True},
 }

@@ -8,6 +8,7 @@ import torch
 from encoder_svc.errors import ConfigError
 from encoder_svc.models.ops import Ops
 from encoder_svc.models.ops_choice import check, describe, ops_for, refuse_quantisation
+from encoder_svc.models.ops_cpu import CpuOps
 from tests.models.towers import load
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ def test_fp8_is_refused_where_the_gpu_or_the_dtype_cannot(
 
 def test_no_quantisation_is_never_refused() -> None:
     refuse_quantisation("none", "cpu", "float32")
+
+
+class OtherAtTheEdge(Ops):
+    name = "other"
+
+    def of_block(self, index, depth):
+        return Ops() if index in (0, depth - 1) else self
+
+
+def test_operations_are_told_apart_by_their_description() -> None:
+    assert (describe(Ops()), describe(CpuOps()), describe(OtherAtTheEdge())) == ("torch", "onednn", "other, torch")
 
 
 @pytest.mark.cuda
