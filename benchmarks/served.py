@@ -75,10 +75,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             ratios.append(served["patches_per_s"] / alone["patches_per_s"])
             print(f"loop    {describe(alone)}")
             print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
-    name = (
-        f"{arguments.family} {arguments.dimensions}, {arguments.side}² {arguments.format}, {arguments.clients} clients"
+    name = arguments.model.name if arguments.model else f"{arguments.family} {arguments.dimensions}"
+    print(
+        f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients: served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}"
     )
-    print(f"{name}: served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
 
 
 def make_model(folder: Path, arguments: argparse.Namespace) -> None:
