@@ -76,9 +76,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             print(f"loop    {describe(alone)}")
             print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
     name = arguments.model.name if arguments.model else f"{arguments.family} {arguments.dimensions}"
-    print(
-        f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients: served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}"
-    )
+    print(f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients")
+    print(f"served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
 
 
 def make_model(folder: Path, arguments: argparse.Namespace) -> None:
