@@ -609,7 +609,7 @@ class Processor(google.protobuf.message.Message):
     resize: builtins.str
     """"torch" or "pillow": whose bicubic numerics the resize has."""
     hash: builtins.str
-    """SHA-256 over the settings above and the patch sizes."""
+    """SHA-256 over the settings above, the patch sizes and the versions of what decodes."""
     @property
     def image_mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property
