@@ -88,7 +88,7 @@ def relative_error(
     dtype = getattr(torch, attention.dtype)
     q_NHD, k_NKD, v_NKD = (torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)
     sequences = sequences.to(device)
-    with torch.inference_mode(), _current(torch.device(device)):
+    with torch.inference_mode(), current(torch.device(device)):
         out = attention(q_NHD, k_NKD, v_NKD, *sequences)
         if out.shape != q_NHD.shape or out.dtype != dtype:
             raise AttentionKernelError(
@@ -106,6 +106,6 @@ def relative_error(
         return float((out.float() - reference).norm() / reference.norm())
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
+def current(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, wherever its tensors are. For batches the runner's streams set it."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from encoder_svc.attention.base import PackedSequences
-from encoder_svc.attention.selfcheck import TOLERANCES
+from encoder_svc.attention.selfcheck import TOLERANCES, current
 from encoder_svc.attention.torch_naive import TorchNaive
 from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES, WindowAttention
 
@@ -41,7 +41,8 @@ def choose_windows(
         return
     try:
         windows = WindowAttention(backend.num_heads, backend.head_size, backend.scale)
-        error = relative_error(windows, attention.dtype, device)
+        with current(torch.device(device)):
+            error = relative_error(windows, attention.dtype, device)
         if not error <= TOLERANCES[attention.dtype]:
             raise ValueError(f"it is off by {error:.1e} of TORCH_NAIVE in float32")
     except Exception as error:

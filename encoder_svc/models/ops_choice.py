@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 
+from encoder_svc.attention.selfcheck import current
 from encoder_svc.errors import ConfigError
 from encoder_svc.models.ops import NormWeights, Ops
 
@@ -153,7 +154,8 @@ def check(
     exact_ups, exact_down = [deepcopy(up).float() for up in ups], deepcopy(down).float()
     exact_norm = NormWeights(weight.float(), bias.float(), 1e-6)
     Ops().add_mlp_(wanted, exact_norm, Ops().lay_out_mlp(exact_ups, exact_down, act))
-    ops.add_mlp_(got, NormWeights(weight, bias, 1e-6), ops.lay_out_mlp(ups, down, act))
+    with current(device):
+        ops.add_mlp_(got, NormWeights(weight, bias, 1e-6), ops.lay_out_mlp(ups, down, act))
     if ops.defers_bias:
         got += down.bias
     off = float((got.float() - wanted).norm() / wanted.norm())
