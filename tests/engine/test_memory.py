@@ -3,7 +3,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from encoder_svc.engine.memory import MemoryBudget, budget_from
+import torch
+
+from encoder_svc.engine import memory
+from encoder_svc.engine.memory import MemoryBudget, budget_from, measure
 from encoder_svc.engine.runner import DeviceRunner
 from tests.models.towers import load
 
@@ -38,6 +41,19 @@ def test_only_the_fraction_is_taken() -> None:
 
 def test_a_full_device_still_takes_one_image_at_a_time() -> None:
     assert MemoryBudget(bytes_per_patch=1024, fixed_bytes=10**6, free_bytes=10**5, fraction=0.9).max_patches == 1
+
+
+def test_what_the_allocator_keeps_counts_as_free_only_if_it_gives_it_back(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs keep 2 GiB in which nothing lies while none runs, forwards left 3; 1 was never taken."""
+    kept = {"graphs": 2 * GIB, "forwards": 3 * GIB}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: kept.update(forwards=0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * GIB - sum(kept.values()), 8 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: sum(kept.values()))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 0)
+    monkeypatch.setattr(memory, "_peak", lambda _, patches: (patches, 1000 * patches))
+    assert measure(load(tiny_checkpoint("qwen2_vl")), fraction=0.9, in_flight=2).free_bytes == 4 * GIB
 
 
 def test_on_a_cpu_it_does_not_apply(tiny_checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
