@@ -231,8 +231,12 @@ class Engine:
             self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
             _fail_broken(batch)
         except Exception as error:
-            ended("out_of_memory" if self._runner.is_out_of_memory(error) else "failed")
-            await self._recover(batch, error)
+            out_of_memory = self._runner.is_out_of_memory(error)
+            ended("out_of_memory" if out_of_memory else "failed")
+            if out_of_memory and gaps is not None:
+                await self._run(batch)  # a large image had the memory then: it says nothing of this batch
+            else:
+                await self._recover(batch, error)
         else:
             ended("encoded", busy_s=ride.result.forward_s, padding_ratio=ride.result.padding_ratio)
             _finish(batch, ride)

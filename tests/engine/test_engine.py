@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +44,7 @@ class Device:
     """
 
     depth: int = 1
-    gaps: None = None
+    gaps: SimpleNamespace | None = None
     fault: Callable[[list[int]], None] = lambda numbers: None
     not_finite: frozenset[int] = frozenset()
     broken: bool = False
@@ -221,6 +223,28 @@ async def test_a_batch_too_large_for_the_memory_runs_in_halves_and_lowers_the_bu
     device.gate.set()
     await outcomes(tasks)
     assert {len(batch) for batch in device.batches[4:]} == {2}
+    await running.aclose()
+
+
+async def test_memory_that_a_large_image_has_is_not_held_against_what_runs_beside_it() -> None:
+    offered: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    tried: list[list[int]] = []
+
+    def fault(numbers: list[int]) -> None:
+        tried.append(numbers)
+        if numbers == [0]:
+            offered.get(timeout=10)()
+        elif len(tried) == 2:
+            raise OutOfMemoryError
+
+    running = engine(Device(fault=fault, gaps=SimpleNamespace(offer=offered.put)))
+    large = asyncio.create_task(running.encode(image(0, 16)))
+    while not tried:
+        await asyncio.sleep(0.001)
+    small = asyncio.create_task(running.encode(image(1)))
+    assert await outcomes([large, small]) == [0, 1]
+    assert tried == [[0], [1], [1]]
+    assert running._scheduler.max_batch_patches == 16
     await running.aclose()
 
 
