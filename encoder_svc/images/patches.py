@@ -1,4 +1,4 @@
-"""Pixels to patches, and patches to what the patch embedding reads.
+"""Pixels to patches, and patches to the pixel values that a processor makes of them.
 
 Shapes: N patches, C channels, P patch_size, T temporal_patch_size, M spatial_merge_size.
 """
@@ -42,6 +42,9 @@ def normalise(
 
     ``(x / 255 - mean) / std`` a channel, computed as ``(x - 255 mean) / (255 std)``, the form that transformers'
     torchvision-backed processor uses. A still image fills all T frames of its temporal patch.
+
+    No encoder needs it, for the normalisation is folded into its weights (models/layers.py): tests and benchmarks hold
+    that to this.
     """
     channels = patches_NCPP.shape[1]
     mean_C11 = torch.tensor(mean, dtype=torch.float32, device=patches_NCPP.device).view(channels, 1, 1) * 255.0
