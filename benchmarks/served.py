@@ -116,7 +116,8 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
 
     use_one_heap()
     flags = {"device": arguments.device, "dtype": arguments.dtype, **serve_flags(arguments.serve)}
-    loader = Loader(load_config(flags=flags, environment={}).config, str(arguments.loop), Metrics())
+    config = load_config(flags=flags, environment={}).config
+    loader = Loader(config, str(arguments.loop), Metrics())
     tower = loader.load_tower()
     processor = tower.workflow.load_input_processor()(tower.settings, loader.limits)
     number = arguments.batch_images or arguments.clients
@@ -125,6 +126,11 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     largest = LARGEST_BATCH_PATCHES["cpu" if arguments.device == "cpu" else "cuda"]
     per_batch = max(min(largest // images[0].grid.num_patches, number), 1)
     runner = DeviceRunner(tower)
+    runner.warm_up(  # graphs, where the server has them
+        graph_max_patches=config.cuda_graph_max_patches,
+        memory_fraction=config.memory_fraction,
+        max_batch_patches=largest,
+    )
     batch = tower.workflow.load_input_builder()(images[:per_batch], tower.encoder)
 
     def wait() -> None:
