@@ -109,10 +109,14 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Request, client_address: object) -> None:
         """Takes a connection if there is room."""
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Request, client_address: object) -> None:
         """Serves one connection and leaves its room to the next."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -84,6 +85,20 @@ def test_callers_beyond_the_bound_are_turned_away_until_one_leaves(serving: int)
         idle[0].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert idle[0].makefile("rb").read().startswith(b"HTTP/1.0 200")
         wait_for_room(serving)
+
+
+def test_connections_that_no_thread_could_be_started_for_leave_their_room(
+    serving: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse)
+        for _ in range(MAX_CONNECTIONS):
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+                answer(serving, "GET", "/metrics")
+    assert answer(serving, "GET", "/metrics")[0] == 200
 
 
 def test_a_port_that_is_taken_is_refused(serving: int) -> None:
