@@ -36,5 +36,3 @@ class Promises:
         """Returns once nobody promises the key; at once if nobody does."""
         if self._promised[key]:
             await self._settled.setdefault(key, asyncio.Event()).wait()
-        else:
-            del self._promised[key]
