@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from encoder_svc.client import EncoderClient
+from tests.ports import free_port
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
 if TYPE_CHECKING:
@@ -117,11 +118,6 @@ def test_it_starts_light() -> None:
     arguments = [command()[0], "-c", probe]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout == "[]\n"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def wait_until_open(port: int) -> None:

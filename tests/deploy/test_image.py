@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import time
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import psutil
 import pytest
 
 from encoder_svc.client import EncoderClient
+from tests.ports import free_port
 from tests.tools import require
 
 if TYPE_CHECKING:
@@ -68,11 +68,6 @@ def running(
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def health(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, RequestError, UnavailableError
+from tests.ports import free_port
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
 if TYPE_CHECKING:
@@ -205,12 +206,6 @@ def test_a_language_model_without_vision_config_is_refused(tmp_path: Path) -> No
 def test_a_port_in_use_is_refused(server: Callable[..., ServerProcess], tiny_checkpoint) -> None:
     port = server("qwen2_vl").target.rsplit(":", 1)[1]
     assert "cannot listen" in refused("--model", tiny_checkpoint("qwen2_vl"), "--port", port)[1]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def test_an_open_health_watch_does_not_delay_the_end(tiny_checkpoint: Callable[[str], Path]) -> None:
