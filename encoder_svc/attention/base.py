@@ -94,6 +94,11 @@ class AttentionBackend(abc.ABC):
         self.causal = causal
         self.implementation = implementation
 
+    def choose_form(self, platform: str, dtype: str) -> str:
+        """Lets the backend take the form that is fastest there, and returns the name of its implementation then. Asked
+        only where the platform chose the backend: what an operator named stays as it is."""
+        return self.implementation
+
     @abc.abstractmethod
     def forward(
         self,

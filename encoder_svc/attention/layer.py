@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from encoder_svc.attention.registry import load_backend
@@ -74,6 +75,9 @@ class MMEncoderAttention:
             )
         except Exception as error:
             raise self._failure(f"does not load ({type(error).__name__}: {error})") from error
+        if self.selection.source != "override":
+            implementation = self.backend.choose_form(platform.name, dtype)
+            self.selection = replace(self.selection, implementation=implementation)
 
     def __call__(
         self,

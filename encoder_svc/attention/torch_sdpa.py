@@ -4,8 +4,8 @@ SDPA takes no cu_seqlens, but equally long sequences are a plain batch to it. Si
 call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays next to each other for this, and those
 of several images, which are brought together.
 
-On a CPU that multiplies bfloat16 without AMX, SDPA's fused kernel gives way to its plain form, in blocks:
-:mod:`encoder_svc.attention.cpu_blocks`.
+On a CPU that multiplies bfloat16 without AMX, SDPA's fused kernel gives way to its plain form, in blocks
+(:mod:`encoder_svc.attention.cpu_blocks`), unless the operator named TORCH_SDPA.
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ class TorchSdpa(AttentionBackend):
     """Runs on every device that torch runs on, in every floating dtype."""
 
     name = "TORCH_SDPA"
+    _in_blocks = False
+
+    def choose_form(self, platform: str, dtype: str) -> str:
+        """See :class:`AttentionBackend`."""
+        plain = not self.causal and self.num_heads == self.num_kv_heads
+        self._in_blocks = plain and platform == "cpu" and dtype == "bfloat16" and cpu_blocks.is_faster_here()
+        return "blocks" if self._in_blocks else self.implementation
 
     def forward(
         self,
@@ -53,7 +60,7 @@ class TorchSdpa(AttentionBackend):
     def _dense(self, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, length: int) -> torch.Tensor:
         """Sequences of one length."""
         q_BHLD, k_BKLD, v_BKLD = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (q_NHD, k_NKD, v_NKD))
-        if self._runs_in_blocks(q_NHD):
+        if self._in_blocks:
             q_GLD, k_GLD, v_GLD = (x.flatten(0, 1) for x in (q_BHLD, k_BKLD, v_BKLD))
             out_BHLD = cpu_blocks.attend(q_GLD, k_GLD, v_GLD, self.scale).view(q_BHLD.shape)
             return out_BHLD.transpose(1, 2).flatten(0, 1)
@@ -66,10 +73,6 @@ class TorchSdpa(AttentionBackend):
             enable_gqa=self.num_heads != self.num_kv_heads,
         )
         return out_BHLD.transpose(1, 2).flatten(0, 1)
-
-    def _runs_in_blocks(self, q_NHD: torch.Tensor) -> bool:
-        plain = not self.causal and self.num_heads == self.num_kv_heads
-        return plain and q_NHD.is_cpu and q_NHD.dtype == torch.bfloat16 and cpu_blocks.is_faster_here()
 
 
 def _runs_by_length(lengths: Sequence[int]) -> dict[int, list[slice]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoder_svc.attention import MMEncoderAttention, PackedSequences
+from encoder_svc.attention import MMEncoderAttention, PackedSequences, cpu_blocks
 from encoder_svc.errors import AttentionKernelError
 from encoder_svc.platforms import platform_for_device
+from encoder_svc.platforms.cpu import CpuPlatform
 
 
 def layer(override: str | None, *, causal: bool = False) -> MMEncoderAttention:
@@ -43,3 +44,25 @@ def test_a_kernel_that_fails_at_run_time_is_named_and_not_replaced() -> None:
         attend(torch.randn(8, 2, 16), torch.randn(8, 2, 24), torch.randn(8, 2, 16), torch.tensor([0, 8]), 8, [8])
     assert caught.value.why
     assert attend.backend.name == "TORCH_SDPA"
+
+
+@pytest.mark.parametrize(
+    ("override", "dtype", "causal", "implementation"),
+    [
+        (None, "bfloat16", False, "blocks"),
+        ("TORCH_SDPA", "bfloat16", False, "torch"),
+        (None, "bfloat16", True, "torch"),
+        (None, "float32", False, "torch"),
+    ],
+)
+def test_a_faster_form_is_named_and_never_taken_under_an_override(
+    monkeypatch: pytest.MonkeyPatch, override: str | None, dtype: str, causal: bool, implementation: str
+) -> None:
+    monkeypatch.setattr(cpu_blocks, "is_faster_here", lambda: True)
+    in_blocks = []
+    monkeypatch.setattr(cpu_blocks, "attend", lambda q, *_: in_blocks.append(1) or q)
+    attend = MMEncoderAttention(2, 16, attn_backend=override, platform=CpuPlatform(), dtype=dtype, causal=causal)
+    q, k, v = torch.randn(3, 8, 2, 16).to(getattr(torch, dtype))
+    attend(q, k, v, *PackedSequences.of((4, 4)))
+    assert attend.selection.implementation == implementation
+    assert bool(in_blocks) == (implementation == "blocks")
