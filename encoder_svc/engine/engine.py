@@ -7,19 +7,29 @@ import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.gaps import Job
-from encoder_svc.engine.scheduler import Scheduler, Ticket
-from encoder_svc.errors import AttentionKernelError, Reason, request_error
+from encoder_svc.engine.work import (
+    Ride,
+    Work,
+    device_broken,
+    fail,
+    fail_broken,
+    fail_expired,
+    finish,
+    halves,
+)
+from encoder_svc.errors import AttentionKernelError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
 
     from encoder_svc.engine.gaps import LayerGaps
     from encoder_svc.engine.runner import BatchResult, Runner, Submitted
+    from encoder_svc.engine.scheduler import Scheduler
+    from encoder_svc.engine.work import EncodedItem
     from encoder_svc.images.types import ProcessedImage
     from encoder_svc.observability.device import DeviceWatch
 
@@ -27,53 +37,6 @@ logger = logging.getLogger(__name__)
 
 # What goes at once between the layers of an image that is being encoded holds at most so small a part of its patches.
 _GAP_PART = 4
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedItem:
-    """One image's embeddings.
-
-    Attributes:
-        data: [rows, width] of the tower's dtype, as bytes.
-        queue_s: from the queue's door to the start of its batch.
-        build_s, device_wait_s, h2d_s, forward_s, d2h_s: of the batch it rode in; see observability/stages.py.
-        split_s: to cut that batch into images.
-        ended_s: when that was done, on the engine's clock.
-    """
-
-    data: memoryview
-    queue_s: float
-    build_s: float
-    device_wait_s: float
-    h2d_s: float
-    forward_s: float
-    d2h_s: float
-    split_s: float
-    ended_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Ride:
-    """A batch's way through the device; its times are taken in the threads themselves."""
-
-    result: BatchResult
-    begun_s: float
-    ended_s: float
-
-    @property
-    def device_wait_s(self) -> float:
-        """What is none of the batch's own stages: the batch before it was at the device, or a thread was waited for."""
-        result = self.result
-        named_s = result.build_s + result.h2d_s + result.forward_s + result.d2h_s + result.split_s
-        return max(self.ended_s - self.begun_s - named_s, 0.0)
-
-
-@dataclass(eq=False, kw_only=True, slots=True)
-class Work(Ticket):
-    """A ticket, the image it stands for, and who waits for it."""
-
-    image: ProcessedImage
-    result: asyncio.Future[EncodedItem]
 
 
 class Engine:
@@ -136,7 +99,7 @@ class Engine:
             RequestError: DEADLINE_EXCEEDED, OUTPUT_NOT_FINITE, DEVICE_OUT_OF_MEMORY, ENCODER_FAILED or DEVICE_BROKEN.
         """
         if self.broken.is_set():
-            raise _device_broken()
+            raise device_broken()
         now_s = self._clock()
         work = Work(
             num_patches=image.grid.num_patches,
@@ -170,7 +133,7 @@ class Engine:
         while len(self._scheduler):
             await self._free_slots.acquire()
             batch, expired = self._scheduler.next_batch(self._clock())
-            _fail_expired(expired)
+            fail_expired(expired)
             if not batch:
                 self._free_slots.release()
                 continue
@@ -197,7 +160,7 @@ class Engine:
             return
         at_most_patches = min(self._largest_running // _GAP_PART, self._gap_patches)
         batch, expired = self._scheduler.next_batch(self._clock(), at_most_patches)
-        _fail_expired(expired)
+        fail_expired(expired)
         if batch:
             self._gap_patches -= sum(work.num_patches for work in batch)
             self._in_gap = self._keep(self._run_in_gap(batch, self._runner.gaps))
@@ -214,7 +177,7 @@ class Engine:
         cannot be encoded. ``gaps``: it need not wait for the batch that runs."""
         batch = [work for work in batch if not work.result.done()]
         if self.broken.is_set():
-            _fail_broken(batch)
+            fail_broken(batch)
         if self.broken.is_set() or not batch:
             return
         ended = partial(
@@ -229,7 +192,7 @@ class Engine:
         except TimeoutError:
             ended("hung")
             self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
-            _fail_broken(batch)
+            fail_broken(batch)
         except Exception as error:
             out_of_memory = self._runner.is_out_of_memory(error)
             ended("out_of_memory" if out_of_memory else "failed")
@@ -239,9 +202,9 @@ class Engine:
                 await self._recover(batch, error)
         else:
             ended("encoded", busy_s=ride.result.forward_s, padding_ratio=ride.result.padding_ratio)
-            _finish(batch, ride)
+            finish(batch, ride)
 
-    async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> _Ride:
+    async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> Ride:
         job = Job(partial(self._submit, [work.image for work in batch]))
         self._device.submit(job)
         if gaps is not None:
@@ -249,7 +212,7 @@ class Engine:
         begun_s, submitted = await asyncio.wrap_future(job.future)
         loop = asyncio.get_running_loop()
         result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
-        return _Ride(result, begun_s, ended_s)
+        return Ride(result, begun_s, ended_s)
 
     def _submit(self, images: list[ProcessedImage]) -> tuple[float, Submitted]:
         begun_s = self._clock()
@@ -269,70 +232,24 @@ class Engine:
             loop = asyncio.get_running_loop()
             if await loop.run_in_executor(self._device, self._runner.is_broken):
                 self._break("the device answers nothing but errors")
-                _fail_broken(batch)
+                fail_broken(batch)
                 return
         if len(batch) > 1:
             if out_of_memory:
                 self._scheduler.max_batch_patches = max(min(self._scheduler.max_batch_patches, patches) // 2, 1)
                 logger.warning("batches hold %d patches at most from now on", self._scheduler.max_batch_patches)
-            for part in _halves(batch) if out_of_memory else [[work] for work in batch]:
+            for part in halves(batch) if out_of_memory else [[work] for work in batch]:
                 await self._run(part)
         elif out_of_memory:
-            _fail(batch, Reason.DEVICE_OUT_OF_MEMORY, "The image does not fit the device's free memory.")
+            fail(batch, Reason.DEVICE_OUT_OF_MEMORY, "The image does not fit the device's free memory.")
         else:
             # The kernel's own name is the operator's to know, and the caller's to report.
             said = str(error) if isinstance(error, AttentionKernelError) else "The encoder failed on this image."
-            _fail(batch, Reason.ENCODER_FAILED, said)
+            fail(batch, Reason.ENCODER_FAILED, said)
 
     def _break(self, why: str) -> None:
         logger.critical("the device is broken: %s", why)
         self.broken.set()
         while len(self._scheduler):
             batch, expired = self._scheduler.next_batch(self._clock())
-            _fail_broken(batch + expired)
-
-
-def _halves(batch: list[Work]) -> list[list[Work]]:
-    middle = len(batch) // 2
-    return [batch[:middle], batch[middle:]]
-
-
-def _finish(batch: list[Work], ride: _Ride) -> None:
-    result = ride.result
-    for work, data in zip(batch, result.embeddings, strict=True):
-        if data is None:
-            _fail([work], Reason.OUTPUT_NOT_FINITE, "The image's embeddings hold NaN or infinity.")
-        elif not work.result.done():
-            work.result.set_result(
-                EncodedItem(
-                    data,
-                    queue_s=ride.begun_s - work.enqueued_s,
-                    build_s=result.build_s,
-                    device_wait_s=ride.device_wait_s,
-                    h2d_s=result.h2d_s,
-                    forward_s=result.forward_s,
-                    d2h_s=result.d2h_s,
-                    split_s=result.split_s,
-                    ended_s=ride.ended_s,
-                )
-            )
-
-
-def _fail(works: list[Work], reason: Reason, message: str) -> None:
-    for work in works:
-        if not work.result.done():
-            work.result.set_exception(request_error(reason, message))
-
-
-def _fail_expired(works: list[Work]) -> None:
-    _fail(works, Reason.DEADLINE_EXCEEDED, "The deadline passed while the image waited for the device.")
-
-
-def _fail_broken(works: list[Work]) -> None:
-    for work in works:
-        if not work.result.done():
-            work.result.set_exception(_device_broken())
-
-
-def _device_broken() -> Exception:
-    return request_error(Reason.DEVICE_BROKEN, "This replica's device is broken and it is shutting down; try another.")
+            fail_broken(batch + expired)

@@ -18,7 +18,7 @@ from encoder_svc.cache.single_flight import SingleFlight
 from encoder_svc.cache.store import EmbeddingStore
 from encoder_svc.config import platform_switches
 from encoder_svc.engine.admission import Admission, Budgets
-from encoder_svc.engine.engine import Engine, Work
+from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from encoder_svc.config import Config
+    from encoder_svc.engine.work import Work
     from encoder_svc.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
