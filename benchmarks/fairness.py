@@ -21,12 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from support.server import make_tiny, running_server
 
 from encoder_svc.bench.pictures import noise_picture
 from encoder_svc.client import AsyncEncoderClient, EncoderClient
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 NUM_CALLERS = 20
 NUM_LARGE = 64
@@ -46,26 +46,15 @@ def main() -> int:
     if arguments.large_caller:
         return send_large(arguments.large_caller)
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or Path(folder) / "tiny"
-        if arguments.model is None:
-            command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
-            subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
+        model = arguments.model or make_tiny(Path(folder))
         compare(model, arguments, Path(folder) / "server.log")
     return 0
 
 
 def compare(model: Path, arguments: argparse.Namespace, log: Path) -> None:
-    from demo import wait_for_port
-
-    command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--device", "cpu"]
-    command += ["--cache-bytes", "0", *arguments.serve]
-    with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
-        try:
-            target = f"127.0.0.1:{wait_for_port(server, log)}"
-            for side in ("alone", "beside") * arguments.rounds:
-                report(side, asyncio.run(measure(target, beside=side == "beside")))
-        finally:
-            server.terminate()
+    with running_server(model, ["--device", "cpu", *arguments.serve], log) as (_, target):
+        for side in ("alone", "beside") * arguments.rounds:
+            report(side, asyncio.run(measure(target, beside=side == "beside")))
 
 
 def report(side: str, samples: list[Sample]) -> None:

@@ -12,21 +12,18 @@ from __future__ import annotations
 import argparse
 import io
 import platform
-import subprocess
-import sys
 import tempfile
 from datetime import date
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
+from support.server import make_tiny, running_server
 
 from encoder_svc.client import EncoderClient
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 
 def main() -> int:
@@ -38,35 +35,24 @@ def main() -> int:
     arguments = parser.parse_args()
     photos = different_photographs(arguments.photos, arguments.number)
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or Path(folder) / "tiny"
-        if arguments.model is None:
-            command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
-            subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
+        model = arguments.model or make_tiny(Path(folder))
         measure(model, arguments.dtype, photos, Path(folder) / "server.log")
     return 0
 
 
 def measure(model: Path, dtype: str, photos: list[bytes], log: Path) -> None:
-    from demo import wait_for_port
-
-    command = [sys.executable, "-m", "encoder_svc", "serve", "--port", "0", "--dtype", dtype, "--model", str(model)]
-    command += ["--device", "cpu", "--cache-bytes", "0"]  # the cache grows by design, up to its bound
-    with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
-        try:
-            target = f"127.0.0.1:{wait_for_port(server, log)}"
-            process = psutil.Process(server.pid)
-            with EncoderClient(target) as client:
-                print(
-                    f"{date.today()}, {platform.machine()}, torch {torch.__version__}, {client.info().family} {dtype}"
-                )
-                print(f"{'after':>6} {'RSS, MB':>10}")
-                print(f"{'start':>6} {process.memory_info().rss / 1e6:>10.1f}")
-                for number, photo in enumerate(photos, start=1):
-                    client.encode([photo])
-                    if number % 10 == 0 or number == 1:
-                        print(f"{number:>6} {process.memory_info().rss / 1e6:>10.1f}", flush=True)
-        finally:
-            server.terminate()
+    # No cache: it grows by design, up to its bound.
+    with (
+        running_server(model, ["--device", "cpu", "--dtype", dtype], log) as (process, target),
+        EncoderClient(target) as client,
+    ):
+        print(f"{date.today()}, {platform.machine()}, torch {torch.__version__}, {client.info().family} {dtype}")
+        print(f"{'after':>6} {'RSS, MB':>10}")
+        print(f"{'start':>6} {process.memory_info().rss / 1e6:>10.1f}")
+        for number, photo in enumerate(photos, start=1):
+            client.encode([photo])
+            if number % 10 == 0 or number == 1:
+                print(f"{number:>6} {process.memory_info().rss / 1e6:>10.1f}", flush=True)
 
 
 def different_photographs(folders: list[Path], number: int) -> list[bytes]:

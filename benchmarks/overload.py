@@ -18,19 +18,15 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from support.server import make_tiny, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 TIMES = 3
 
@@ -46,11 +42,8 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"{date.today()}, {platform.machine()}, {psutil.cpu_count()} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or Path(folder) / "tiny"
-        if arguments.model is None:
-            command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
-            subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
-        options = ["--max-queued-patches", str(arguments.max_queued_patches), *arguments.serve]
+        model = arguments.model or make_tiny(Path(folder))
+        options = ["--device", "cpu", "--max-queued-patches", str(arguments.max_queued_patches), *arguments.serve]
         with running_server(model, options, Path(folder) / "server.log") as (server, target):
             for _ in range(arguments.rounds):
                 one_round(server, target, arguments, Path(folder) / "report.json")
@@ -108,18 +101,6 @@ class Load:
 def _ms(distribution: dict[str, float]) -> str:
     p50, p95, p99 = (distribution[name] * 1e3 for name in ("p50", "p95", "p99"))
     return f"{p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f} ms"
-
-
-@contextmanager
-def running_server(model: Path, options: list[str], log: Path) -> Iterator[tuple[psutil.Process, str]]:
-    from demo import wait_for_port
-
-    command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--device", "cpu"]
-    with log.open("w") as output, subprocess.Popen([*command, "--cache-bytes", "0", *options], stderr=output) as server:
-        try:
-            yield psutil.Process(server.pid), f"127.0.0.1:{wait_for_port(server, log)}"
-        finally:
-            server.terminate()
 
 
 if __name__ == "__main__":

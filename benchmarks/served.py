@@ -19,19 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
+from support.server import running_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 LARGEST_BATCH_PATCHES = {"cpu": 4_096, "cuda": 65_536}
 
@@ -68,7 +66,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         make_model(model, arguments)
     mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
     ratios = []
-    with running_server(model, arguments, folder / "server.log") as (server, target):
+    options = ["--device", arguments.device, "--dtype", arguments.dtype, *arguments.serve]
+    with running_server(model, options, folder / "server.log") as (server, target):
         for _ in range(arguments.rounds):
             alone = in_a_process(model, arguments)
             served = load(server, target, mix, arguments, folder)
@@ -202,19 +201,6 @@ def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Nam
         "server_cores": (after.user + after.system - before.user - before.system) / wall_s,
         "client_cores": sum(report["client_cpu_ratio"] for report in seen),
     }
-
-
-@contextmanager
-def running_server(model: Path, arguments: argparse.Namespace, log: Path) -> Iterator[tuple[psutil.Process, str]]:
-    from demo import wait_for_port
-
-    command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--cache-bytes", "0"]
-    command += ["--device", arguments.device, "--dtype", arguments.dtype, *arguments.serve]
-    with log.open("w") as output, subprocess.Popen(command, stderr=output) as server:
-        try:
-            yield psutil.Process(server.pid), f"127.0.0.1:{wait_for_port(server, log)}"
-        finally:
-            server.terminate()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""A server in a process of its own, for the benchmarks that load one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+
+def make_tiny(folder: Path) -> Path:
+    """A tiny qwen2_5_vl with random weights, below ``folder``."""
+    model = folder / "tiny"
+    command = ["make-checkpoint", "--family", "qwen2_5_vl", str(model)]
+    subprocess.run([sys.executable, "-m", "encoder_svc", *command], check=True, stdout=subprocess.DEVNULL)
+    return model
+
+
+@contextmanager
+def running_server(model: Path, options: list[str], log: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """``encoder-svc serve`` on a free port, without a cache: its process and its target. Ended on the way out."""
+    from demo import wait_for_port
+
+    command = [sys.executable, "-m", "encoder_svc", "serve", "--model", str(model), "--port", "0", "--cache-bytes", "0"]
+    with log.open("w") as output, subprocess.Popen([*command, *options], stderr=output) as server:
+        try:
+            yield psutil.Process(server.pid), f"127.0.0.1:{wait_for_port(server, log)}"
+        finally:
+            server.terminate()
