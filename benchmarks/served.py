@@ -137,7 +137,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
 
     def call() -> None:
-        runner.rows(runner.prepare(batch))
+        runner.rows(runner.resize(runner.prepare(batch)))
 
     with torch.inference_mode():
         call()

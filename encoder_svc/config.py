@@ -176,6 +176,12 @@ class Config:
         "FLAVOUR",
         "whose bicubic: torch is transformers' default image processor, pillow its Pillow-based one",
     )
+    image_processing: str = _option(
+        "host",
+        _one_of("host", "device"),
+        "PLACE",
+        "where images are resized and cut into patches: host, or device where CPU cores are scarce; needs resize torch",
+    )
     min_pixels: int | None = _option(
         None, _AREA, "N", "smallest area an image is resized to, in place of the checkpoint's"
     )
@@ -343,6 +349,10 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
         raise ConfigError(
             f"lease_s is {config.lease_s:g} and max_lease_s {config.max_lease_s:g}: "
             "a lease must be longer than 0 and at most max_lease_s."
+        )
+    if config.image_processing == "device" and config.resize != "torch":
+        raise ConfigError(
+            f"image_processing is device and resize {config.resize}: only resize torch has a resize on the device."
         )
     return LoadedConfig(config, sources)
 

@@ -9,7 +9,8 @@ environment of its own, since torchvision is no dependency of ours:
     references/bin/python scripts/make_resize_references.py
 
 What is hashed is uint8 [N, C, P, P]: the patches, in the processor's own order, one frame of each temporal patch,
-resized and not yet normalised.
+resized and not yet normalised. `float32_patches` are samples of the same as torchvision makes them on a GPU, where it
+interpolates in float32, made on a CPU by taking its kernel for uint8 from it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import PIL
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent.parent / "tests"
 REFERENCES = TESTS / "images" / "resize_references.json"
 NUM_SAMPLES = 64
+NUM_FLOAT32_SAMPLES = 256
 
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -112,26 +115,39 @@ def source_pixels(source: dict[str, Any]) -> npt.NDArray[np.uint8]:
 def make_case(processor_class: type[Any], source: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     pixels_HWC = source_pixels(source)
     processor = processor_class(**settings)
-    resized = processor(Image.fromarray(pixels_HWC), return_tensors="pt", do_rescale=False, do_normalize=False)
-    grid = resized["image_grid_thw"][0].tolist()
-    patch, frames = settings["patch_size"], settings["temporal_patch_size"]
-    patches_NCTPP = resized["pixel_values"].reshape(-1, 3, frames, patch, patch)
-    assert patches_NCTPP.dtype == torch.uint8
-    assert torch.equal(patches_NCTPP[:, :, 0], patches_NCTPP[:, :, -1])
+    grid, patches_NCPP = resized_patches(processor, pixels_HWC)
+    uint8_kernel = "torchvision.transforms.v2.functional._geometry._do_native_uint8_resize_on_cpu"
+    with mock.patch(uint8_kernel, return_value=False):
+        _, float32_patches_NCPP = resized_patches(processor, pixels_HWC)
 
     values = processor(Image.fromarray(pixels_HWC), return_tensors="pt")["pixel_values"].flatten()
-    positions = np.linspace(0, len(values) - 1, NUM_SAMPLES).astype(int).tolist()
     return {
         "source": source,
         "source_sha256": hashlib.sha256(pixels_HWC.tobytes()).hexdigest(),
         "settings": settings,
         "grid": grid,
-        "patches_sha256": hashlib.sha256(patches_NCTPP[:, :, 0].contiguous().numpy().tobytes()).hexdigest(),
-        "samples": [values[position].item() for position in positions],
+        "patches_sha256": hashlib.sha256(patches_NCPP.numpy().tobytes()).hexdigest(),
+        "float32_patches": samples(float32_patches_NCPP.flatten(), NUM_FLOAT32_SAMPLES),
+        "samples": samples(values, NUM_SAMPLES),
         "mean": values.double().mean().item(),
         "min": values.min().item(),
         "max": values.max().item(),
     }
+
+
+def resized_patches(processor: Any, pixels_HWC: npt.NDArray[np.uint8]) -> tuple[list[int], torch.Tensor]:
+    """The grid, and uint8 [N, C, P, P]."""
+    resized = processor(Image.fromarray(pixels_HWC), return_tensors="pt", do_rescale=False, do_normalize=False)
+    patch, frames = processor.patch_size, processor.temporal_patch_size
+    patches_NCTPP = resized["pixel_values"].reshape(-1, 3, frames, patch, patch)
+    assert patches_NCTPP.dtype == torch.uint8
+    assert torch.equal(patches_NCTPP[:, :, 0], patches_NCTPP[:, :, -1])
+    return resized["image_grid_thw"][0].tolist(), patches_NCTPP[:, :, 0].contiguous()
+
+
+def samples(values: torch.Tensor, number: int) -> list[float]:
+    """Evenly spread ones of a flat tensor."""
+    return [values[position].item() for position in np.linspace(0, len(values) - 1, number).astype(int)]
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def test_the_options_are_these() -> None:
         "rocm_use_aiter",
         "rocm_use_aiter_mha",
         "resize",
+        "image_processing",
         "min_pixels",
         "max_pixels",
         "decode_threads",
@@ -228,6 +229,12 @@ def test_a_default_lease_that_no_request_could_have_is_refused(flags: dict[str, 
     with pytest.raises(ConfigError, match=r"^lease_s is \d+ and max_lease_s \d+: "):
         load(flags=flags)
     assert load(flags={"lease_s": "600"}).config.lease_s == 600
+
+
+def test_a_resize_that_no_device_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^image_processing is device and resize pillow: only resize torch "):
+        load(flags={"image_processing": "device", "resize": "pillow"})
+    assert load(flags={"image_processing": "Device"}).config.image_processing == "device"
 
 
 def test_a_wrong_value_names_the_place_that_it_was_read_from(write_file: Callable[[str], Path]) -> None:

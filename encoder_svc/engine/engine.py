@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from encoder_svc.engine.runner import BatchResult, Runner, Submitted
     from encoder_svc.engine.scheduler import Scheduler
     from encoder_svc.engine.work import EncodedItem
-    from encoder_svc.images.types import ProcessedImage
+    from encoder_svc.images.types import EncoderImage
     from encoder_svc.observability.device import DeviceWatch
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Engine:
         """Images that wait for the device."""
         return len(self._scheduler)
 
-    async def encode(self, image: ProcessedImage, *, flow: Hashable = None, timeout_s: float = math.inf) -> EncodedItem:
+    async def encode(self, image: EncoderImage, *, flow: Hashable = None, timeout_s: float = math.inf) -> EncodedItem:
         """Encodes one image, together with whatever else waits.
 
         Cancelling the caller takes the image out of the queue, if its batch has not begun.
@@ -201,7 +201,9 @@ class Engine:
             else:
                 await self._recover(batch, error)
         else:
-            ended("encoded", busy_s=ride.result.forward_s, padding_ratio=ride.result.padding_ratio)
+            ended(
+                "encoded", busy_s=ride.result.resize_s + ride.result.forward_s, padding_ratio=ride.result.padding_ratio
+            )
             finish(batch, ride)
 
     async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> Ride:
@@ -214,7 +216,7 @@ class Engine:
         result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
         return Ride(result, begun_s, ended_s)
 
-    def _submit(self, images: list[ProcessedImage]) -> tuple[float, Submitted]:
+    def _submit(self, images: list[EncoderImage]) -> tuple[float, Submitted]:
         begun_s = self._clock()
         return begun_s, self._runner.submit(images)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from encoder_svc.attention.base import PackedSequences
+from encoder_svc.engine.pixels import Pixels
 from encoder_svc.images.types import GridThw
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ class GraphInput:
     Attributes:
         size: the bucket.
         num_patches: of the batch itself.
+        pixels: what is to be resized, by the row of ``staged`` at which its patches begin.
     """
 
     size: int
     num_patches: int
     staged: torch.Tensor
+    pixels: dict[int, Pixels] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +135,9 @@ class Graphs:
 
     def stage(self, batch: Batch) -> GraphInput | None:
         """Pads a batch on the host to its bucket and sends it; None where it runs without a graph."""
-        if len(batch.segments) != 1 or batch.segments[0].dtype != torch.uint8:
+        if not batch.is_uint8:
             return None
-        num_patches = len(batch.segments[0])
+        num_patches = sum(map(len, batch.segments))
         size = next((bucket for bucket in self.buckets if bucket >= num_patches), None)
         if size is None or size > max(_MAX_WASTE * num_patches, _STEP_PATCHES):
             return None
@@ -143,13 +146,26 @@ class Graphs:
             return None
         graph = self._graphs[size]
         packed = torch.empty(len(graph.buffer), dtype=torch.uint8, pin_memory=True)
-        for at, value in zip(graph.slots, [batch.segments[0], *_tensors(inputs)], strict=True):
-            values = value.contiguous().view(-1).view(torch.uint8)
-            packed[at.start : at.start + len(values)] = values  # beyond the batch's patches whatever was there
-        return GraphInput(size, num_patches, packed.to(self._tower.device, non_blocking=True))
+        for at, value in zip(graph.slots[1:], _tensors(inputs), strict=True):
+            packed[at] = value.contiguous().view(-1).view(torch.uint8)
+        patches_NK = packed[graph.slots[0]].view(size, -1)  # beyond the batch's patches whatever was there
+        row, pixels = 0, {}
+        for segment in batch.segments:
+            if isinstance(segment, Pixels):
+                pixels[row] = segment.to(self._tower.device)
+            else:
+                patches_NK[row : row + len(segment)] = segment
+            row += len(segment)
+        return GraphInput(size, num_patches, packed.to(self._tower.device, non_blocking=True), pixels)
+
+    def resize(self, batch: GraphInput) -> None:
+        """Fills in the patches of what came as pixels. On the current stream."""
+        patches_NK = batch.staged[self._graphs[batch.size].slots[0]].view(batch.size, -1)
+        for row, pixels in batch.pixels.items():
+            pixels.cut_into(patches_NK[row : row + len(pixels)])
 
     def run(self, batch: GraphInput) -> torch.Tensor:
-        """Its rows, in memory of their own. On the stream that captured."""
+        """Its rows, in memory of their own. On the stream that captured, after :meth:`resize`."""
         graph = self._graphs[batch.size]
         graph.buffer.copy_(batch.staged)
         graph.graph.replay()

@@ -1,4 +1,4 @@
-"""Runs batches on one device: h2d, forward, d2h, each timed by the device's own clock.
+"""Runs batches on one device: h2d, resize, forward, d2h, each timed by the device's own clock.
 
 On a GPU the three have streams of their own, and a batch is submitted while the one before still runs: its h2d overlaps
 that one's forward, whose d2h overlaps the next forward. On a CPU submitting a batch runs it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.engine.builder import Batch
     from encoder_svc.engine.memory import MemoryBudget
-    from encoder_svc.images.types import ProcessedImage
+    from encoder_svc.images.types import EncoderImage
     from encoder_svc.models.tower import VisionTower
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class BatchResult:
         embeddings: the bytes of each image's [rows, width], of the tower's dtype, in memory of its own; None where
             they hold NaN or infinity.
         h2d_s, forward_s, d2h_s: of the whole batch.
+        resize_s: of what came as pixels.
         build_s: to pack it on the host; split_s: to cut it into images.
         padding_ratio: the share of the rows on the device that were padding, 0 to 1.
     """
@@ -49,6 +50,7 @@ class BatchResult:
     h2d_s: float
     forward_s: float
     d2h_s: float
+    resize_s: float = 0.0
     build_s: float = 0.0
     split_s: float = 0.0
     padding_ratio: float = 0.0
@@ -72,7 +74,7 @@ class Runner(Protocol):
     depth: int
     gaps: LayerGaps | None
 
-    def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
+    def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """Gives a batch to the device. Only the device thread calls it. Raises what the device raised."""
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -163,7 +165,7 @@ class DeviceRunner:
         graphs.capture(bucket_sizes(max_patches, merge_unit), stream, max_bytes=MAX_GRAPH_BYTES, max_s=MAX_CAPTURE_S)
         self._graphs = graphs
 
-    def submit(self, images: Sequence[ProcessedImage]) -> Submitted:
+    def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """See :class:`Runner`."""
         started_s = time.perf_counter()
         batch = self._build_batch(images, self._tower.encoder)
@@ -195,12 +197,21 @@ class DeviceRunner:
         staged = None if self._graphs is None else self._graphs.stage(batch)
         return PreparedBatch(batch.to(self._tower.device) if staged is None else staged)
 
+    def resize(self, prepared: PreparedBatch) -> PreparedBatch:
+        """The same batch, all of it patches. On a GPU, of the current stream."""
+        if isinstance(prepared.value, GraphInput):
+            assert self._graphs is not None
+            self._graphs.resize(prepared.value)
+            return prepared
+        return PreparedBatch(prepared.value.resized())
+
     def rows(self, prepared: PreparedBatch) -> torch.Tensor:
-        """The forward alone: embedding rows [rows, width] on the device. On a GPU, of the current stream."""
+        """The forward alone, of a batch that :meth:`resize` returned: embedding rows [rows, width] on the device. On a
+        GPU, of the current stream."""
         if isinstance(prepared.value, GraphInput):
             assert self._graphs is not None
             return self._graphs.run(prepared.value)
-        rows: torch.Tensor = self._tower.encoder(prepared.value.segments, prepared.value.inputs)
+        rows: torch.Tensor = self._tower.encoder(prepared.value.patches(), prepared.value.inputs)
         return rows
 
     def _forward(self, prepared: PreparedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,13 +221,16 @@ class DeviceRunner:
 
     def _run_on_host(self, batch: Batch, build_s: float) -> Submitted:
         assert self.gaps is not None
-        started_s, taken_s = time.perf_counter(), self.gaps.taken_s
-        rows, finite = self._forward(self.prepare(batch))
-        forward_s = time.perf_counter() - started_s - (self.gaps.taken_s - taken_s)
-        return _Finished(self._split(batch, rows, finite, (0.0, forward_s, 0.0), build_s))
+        started_s = time.perf_counter()
+        resized = self.resize(self.prepare(batch))
+        resized_s, taken_s = time.perf_counter(), self.gaps.taken_s
+        rows, finite = self._forward(resized)
+        forward_s = time.perf_counter() - resized_s - (self.gaps.taken_s - taken_s)
+        device_s = _DeviceTimes(resize_s=resized_s - started_s, forward_s=forward_s)
+        return _Finished(self._split(batch, rows, finite, device_s, build_s))
 
     def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(6)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(7)]
         with torch.cuda.stream(lanes.h2d):
             marks[0].record()
             on_device = self.prepare(batch)
@@ -224,13 +238,15 @@ class DeviceRunner:
         with torch.cuda.stream(lanes.compute):
             lanes.compute.wait_event(marks[1])
             marks[2].record()
-            rows, finite = self._forward(on_device)
+            resized = self.resize(on_device)
             marks[3].record()
-        with torch.cuda.stream(lanes.d2h):
-            lanes.d2h.wait_event(marks[3])
+            rows, finite = self._forward(resized)
             marks[4].record()
-            outputs = [_to_pinned(rows), _to_pinned(finite)]
+        with torch.cuda.stream(lanes.d2h):
+            lanes.d2h.wait_event(marks[4])
             marks[5].record()
+            outputs = [_to_pinned(rows), _to_pinned(finite)]
+            marks[6].record()
         # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
         return _InFlight(self, batch, build_s, on_device.padding_ratio, (on_device, rows, finite), outputs, marks)
 
@@ -239,13 +255,20 @@ class DeviceRunner:
         batch: Batch,
         rows: torch.Tensor,
         finite: torch.Tensor,
-        device_s: tuple[float, float, float],
+        device_s: _DeviceTimes,
         build_s: float,
     ) -> BatchResult:
-        """``device_s``: h2d, forward, d2h."""
         started_s = time.perf_counter()
         embeddings = self._split_by_image(rows, finite, batch.grids, self._tower.settings.merge_size)
-        return BatchResult(embeddings, *device_s, build_s=build_s, split_s=time.perf_counter() - started_s)
+        return BatchResult(embeddings, **asdict(device_s), build_s=build_s, split_s=time.perf_counter() - started_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DeviceTimes:
+    h2d_s: float = 0.0
+    resize_s: float
+    forward_s: float
+    d2h_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +291,10 @@ class _InFlight:
 
     def wait(self) -> BatchResult:
         self.marks[-1].synchronize()
-        h2d_s, forward_s, d2h_s = (self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 4))
+        h2d_s, resize_s, forward_s, d2h_s = (self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 3, 5))
+        device_s = _DeviceTimes(h2d_s=h2d_s, resize_s=resize_s, forward_s=forward_s, d2h_s=d2h_s)
         rows, finite = self.outputs
-        result = self.runner._split(self.batch, rows, finite, (h2d_s, forward_s, d2h_s), self.build_s)
+        result = self.runner._split(self.batch, rows, finite, device_s, self.build_s)
         return replace(result, padding_ratio=self.padding_ratio)
 
 

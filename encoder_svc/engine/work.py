@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from encoder_svc.engine.runner import BatchResult
-    from encoder_svc.images.types import ProcessedImage
+    from encoder_svc.images.types import EncoderImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class EncodedItem:
     Attributes:
         data: [rows, width] of the tower's dtype, as bytes.
         queue_s: from the queue's door to the start of its batch.
-        build_s, device_wait_s, h2d_s, forward_s, d2h_s: of the batch it rode in; see observability/stages.py.
+        build_s, device_wait_s, h2d_s, resize_s, forward_s, d2h_s: of the batch it rode in; see observability/stages.py.
         split_s: to cut that batch into images.
         ended_s: when that was done, on the engine's clock.
     """
@@ -32,6 +32,7 @@ class EncodedItem:
     build_s: float
     device_wait_s: float
     h2d_s: float
+    resize_s: float
     forward_s: float
     d2h_s: float
     split_s: float
@@ -50,7 +51,8 @@ class Ride:
     def device_wait_s(self) -> float:
         """What is none of the batch's own stages: the batch before it was at the device, or a thread was waited for."""
         result = self.result
-        named_s = result.build_s + result.h2d_s + result.forward_s + result.d2h_s + result.split_s
+        on_device_s = result.h2d_s + result.resize_s + result.forward_s + result.d2h_s
+        named_s = result.build_s + on_device_s + result.split_s
         return max(self.ended_s - self.begun_s - named_s, 0.0)
 
 
@@ -58,7 +60,7 @@ class Ride:
 class Work(Ticket):
     """A ticket, the image it stands for, and who waits for it."""
 
-    image: ProcessedImage
+    image: EncoderImage
     result: asyncio.Future[EncodedItem]
 
 
@@ -82,6 +84,7 @@ def finish(batch: list[Work], ride: Ride) -> None:
                     build_s=result.build_s,
                     device_wait_s=ride.device_wait_s,
                     h2d_s=result.h2d_s,
+                    resize_s=result.resize_s,
                     forward_s=result.forward_s,
                     d2h_s=result.d2h_s,
                     split_s=result.split_s,

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from encoder_svc.errors import Reason, request_error
 
 _MAX_REQUEST_ID = 256
+
+MAX_DEVICE_PIXELS: Final = 2**25
+MAX_DEVICE_SHRINK: Final = 32
+"""Bounds on an image that the device resizes: its pixels, and how many times as many they are as those of the resized
+image. So the pixels of a batch take at most so many times the bytes of its patches, and the float32 copy of one image
+384 MiB. A photograph of 24 megapixels stays within both at a ``max_pixels`` of a million."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,3 +91,9 @@ class Limits:
                 f"The image is {width} x {height} pixels; its longer side is more than {self.max_aspect_ratio} times "
                 "the shorter.",
             )
+
+
+def fits_device_resize(height: int, width: int, resized_pixels: int) -> bool:
+    """Whether the device may resize an image of this size to so many pixels."""
+    pixels = height * width
+    return pixels <= MAX_DEVICE_PIXELS and pixels <= MAX_DEVICE_SHRINK * resized_pixels

@@ -35,6 +35,16 @@ def patchify(
     return GridThw(1, grid_h, grid_w), np.ascontiguousarray(patches_NCPP)
 
 
+def cut_into(patches_NK: torch.Tensor, planes_CHW: torch.Tensor, *, patch_size: int, merge_size: int) -> None:
+    """Cuts [C, H, W] planes as :func:`patchify` does, into [N, C * P * P] that are there, on the planes' own device."""
+    channels, height, width = planes_CHW.shape
+    block = (merge_size, patch_size)
+    rows, columns = (side // (merge_size * patch_size) for side in (height, width))
+    blocks = planes_CHW.unflatten(2, (columns, *block)).unflatten(1, (rows, *block))
+    shape = (rows, columns, merge_size, merge_size, channels, patch_size, patch_size)
+    patches_NK.view(shape).copy_(blocks.permute(1, 4, 2, 5, 0, 3, 6))
+
+
 def normalise(
     patches_NCPP: torch.Tensor, *, mean: Sequence[float], std: Sequence[float], temporal_patch_size: int
 ) -> torch.Tensor:

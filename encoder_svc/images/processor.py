@@ -13,12 +13,24 @@ import numpy as np
 
 from encoder_svc.errors import Reason, request_error
 from encoder_svc.images.decode import OpenedImage, decoders
+from encoder_svc.images.limits import fits_device_resize
 from encoder_svc.images.patches import patchify
-from encoder_svc.images.resize import ResizeFlavour, resize, smart_resize
-from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, ProcessedImage, RawRgb
+from encoder_svc.images.resize import ImageProcessing, ResizeFlavour, resize, smart_resize
+from encoder_svc.images.types import (
+    DecodedImage,
+    EncodedImageBytes,
+    EncoderImage,
+    GridThw,
+    ImageSource,
+    PixelValues,
+    ProcessedImage,
+    RawRgb,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy.typing as npt
 
     from encoder_svc.images.limits import Limits
 
@@ -31,7 +43,7 @@ PIXEL_VALUE_DTYPES: dict[str, np.dtype[np.generic]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessorSettings:
-    """How a checkpoint wants its images: its preprocessor config, and the resize flavour that we add."""
+    """How a checkpoint wants its images: its preprocessor config, and the resize flavour and place that we add."""
 
     patch_size: int
     temporal_patch_size: int
@@ -41,6 +53,7 @@ class ProcessorSettings:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     resize: ResizeFlavour = "torch"
+    image_processing: ImageProcessing = "host"
 
     @property
     def channels(self) -> int:
@@ -64,10 +77,16 @@ class ProcessorSettings:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """A checked image: how many patches it will make is known, and nothing large was allocated yet."""
+    """A checked image: how many patches it will make is known, and nothing large was allocated yet.
+
+    Attributes:
+        process: decodes it, and resizes it unless the device does.
+        pixel_bytes: what it takes as it is decoded, if it waits for the device like that; 0 if its patches do.
+    """
 
     grid: GridThw
-    process: Callable[[], ProcessedImage]
+    process: Callable[[], EncoderImage]
+    pixel_bytes: int = 0
 
 
 class ImageProcessor:
@@ -98,13 +117,15 @@ class ImageProcessor:
         self,
         height: int,
         width: int,
-        decode: Callable[[], np.ndarray[tuple[int, ...], np.dtype[np.uint8]]],
+        decode: Callable[[], npt.NDArray[np.uint8]],
     ) -> PlannedImage:
         settings = self.settings
         resized = smart_resize(
             height, width, factor=settings.factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
         )
         grid = GridThw(1, resized[0] // settings.patch_size, resized[1] // settings.patch_size)
+        if settings.image_processing == "device" and fits_device_resize(height, width, resized[0] * resized[1]):
+            return PlannedImage(grid, lambda: _decoded(grid, decode), height * width * settings.channels)
 
         def process() -> ProcessedImage:
             started_s = time.perf_counter()
@@ -153,3 +174,9 @@ class ImageProcessor:
         if not np.isfinite(array).all():
             raise request_error(Reason.PIXEL_VALUES_NOT_FINITE, "pixel_values hold NaN or infinity.")
         return ProcessedImage(values.grid, array, time.perf_counter() - started_s)
+
+
+def _decoded(grid: GridThw, decode: Callable[[], npt.NDArray[np.uint8]]) -> DecodedImage:
+    started_s = time.perf_counter()
+    pixels_HWC = np.require(decode(), requirements=["C", "W"])
+    return DecodedImage(grid, pixels_HWC, time.perf_counter() - started_s)

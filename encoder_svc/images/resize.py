@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 ResizeFlavour = Literal["torch", "pillow"]
+ImageProcessing = Literal["host", "device"]
+"""Where images are resized and cut into patches."""
 
 
 def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -49,12 +51,39 @@ def resize(pixels_HWC: npt.NDArray[np.uint8], height: int, width: int, flavour: 
     return _RESIZERS[flavour](pixels_HWC, height, width)
 
 
+def resize_planes(pixels_HWC: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """``torch``'s flavour on the tensor's own device: [H, W, 3] uint8 to [3, height, width] uint8, maybe a view.
+
+    It is what torchvision's ``resize``, and so transformers' default processor, does there: a CPU has a kernel for
+    uint8, all else takes :func:`resize_in_float32`. They differ: the CPU's rounds and clamps between its two passes.
+    """
+    if pixels_HWC.shape[:2] == (height, width):
+        return pixels_HWC.permute(2, 0, 1)
+    if not pixels_HWC.is_cpu:
+        return resize_in_float32(pixels_HWC, height, width)
+    # A channels-last view of the same bytes: the kernel reads interleaved pixels as they are.
+    return _interpolate(pixels_HWC.permute(2, 0, 1), height, width)
+
+
+def resize_in_float32(pixels_HWC: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[H, W, 3] uint8 to [3, height, width] uint8: interpolated in float32, clamped to 0 … 255, rounded half to even.
+
+    Takes 12 bytes for each pixel of the image and 15 for each of the result.
+    """
+    # In planes at once: the kernel would make a second copy of channels-last ones.
+    planes_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return _interpolate(planes_CHW, height, width).clamp_(0, 255).round_().to(torch.uint8)
+
+
+def _interpolate(planes_CHW: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    size = (height, width)
+    resized = F.interpolate(planes_CHW.unsqueeze(0), size, mode="bicubic", antialias=True, align_corners=False)
+    return resized[0]
+
+
 def _resize_torch(pixels_HWC: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     source = pixels_HWC if pixels_HWC.flags.writeable else pixels_HWC.copy()
-    # A channels-last view of the same bytes: the kernel reads interleaved pixels as they are.
-    pixels_1CHW = torch.from_numpy(source).permute(2, 0, 1).unsqueeze(0)
-    resized = F.interpolate(pixels_1CHW, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    planes_CHW: npt.NDArray[np.uint8] = resized[0].numpy()
+    planes_CHW: npt.NDArray[np.uint8] = resize_planes(torch.from_numpy(source), height, width).numpy()
     return planes_CHW.transpose(1, 2, 0)
 
 

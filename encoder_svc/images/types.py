@@ -82,3 +82,23 @@ class ProcessedImage:
     patches: npt.NDArray[np.uint8] | npt.NDArray[Any]
     decode_s: float = 0.0
     resize_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """One image that the device resizes and cuts into patches.
+
+    Attributes:
+        grid: (t, h, w) in patches, once it is resized.
+        pixels: uint8 [height, width, 3], as decoded; contiguous and writeable, for torch shares nothing else.
+        decode_s, resize_s: seconds spent on the host.
+    """
+
+    grid: GridThw
+    pixels: npt.NDArray[np.uint8]
+    decode_s: float = 0.0
+    resize_s: float = 0.0
+
+
+EncoderImage = ProcessedImage | DecodedImage
+"""What the engine takes."""

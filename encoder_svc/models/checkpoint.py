@@ -24,7 +24,7 @@ from encoder_svc.models.registry import find_workflow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from encoder_svc.images.resize import ResizeFlavour
+    from encoder_svc.images.resize import ImageProcessing, ResizeFlavour
     from encoder_svc.models.base import VisionConfig, VisionEncoder
 
     Progress = Callable[[Iterable[str], int], Iterable[str]]
@@ -74,11 +74,17 @@ class Checkpoint:
         )
 
     def processor_settings(
-        self, *, resize: ResizeFlavour, min_pixels: int | None = None, max_pixels: int | None = None
+        self,
+        *,
+        resize: ResizeFlavour,
+        image_processing: ImageProcessing = "host",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> ProcessorSettings:
         """How this checkpoint wants its images, from preprocessor_config.json (or processor_config.json).
 
         Args:
+            resize, image_processing: the operator's choices of numerics and place.
             min_pixels, max_pixels: the operator's own bounds in place of the checkpoint's.
 
         Raises:
@@ -100,6 +106,7 @@ class Checkpoint:
             image_mean=reader.floats("image_mean", _CLIP_MEAN),
             image_std=reader.floats("image_std", _CLIP_STD),
             resize=resize,
+            image_processing=image_processing,
         )
         if not settings.factor**2 <= settings.max_pixels or settings.min_pixels > settings.max_pixels:
             raise CheckpointError(

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from encoder_svc.engine.builder import Batch
     from encoder_svc.images.limits import Limits
     from encoder_svc.images.processor import ImageProcessor, ProcessorSettings
-    from encoder_svc.images.types import GridThw, ProcessedImage
+    from encoder_svc.images.types import EncoderImage, GridThw
     from encoder_svc.models.base import VisionEncoder
 
 
 class InputProcessor(Protocol):
-    """Makes what turns one image into patches; :class:`encoder_svc.images.processor.ImageProcessor` is the default."""
+    """Makes what turns one image into patches, or leaves that to the device;
+    :class:`encoder_svc.images.processor.ImageProcessor` is the default."""
 
     def __call__(self, settings: ProcessorSettings, limits: Limits) -> ImageProcessor: ...
 
 
 class InputBuilder(Protocol):
-    """Packs processed images into a batch; :func:`encoder_svc.engine.builder.build_batch` is the default."""
+    """Packs images into a batch; :func:`encoder_svc.engine.builder.build_batch` is the default."""
 
-    def __call__(self, images: Sequence[ProcessedImage], encoder: VisionEncoder) -> Batch: ...
+    def __call__(self, images: Sequence[EncoderImage], encoder: VisionEncoder) -> Batch: ...
 
 
 class OutputProcessor(Protocol):

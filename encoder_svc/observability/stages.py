@@ -18,7 +18,7 @@ class Stages:
             stages from here to ``collect``, that one included.
         decode_wait_s: until a thread was free to decode it.
         decode_s: bytes to pixels.
-        resize_s: pixels to patches.
+        resize_s: pixels to patches. On the device, with ``--image-processing device``: of the whole batch, after h2d.
         queue_s: until its batch began.
         build_s: its batch was packed on the host.
         device_wait_s: its batch had been given to the device, which was at another, or a thread was waited for.

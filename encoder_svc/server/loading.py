@@ -83,6 +83,7 @@ class Loader:
         refuse_quantisation(config.quantization, self._device, self._dtype)
         self._settings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
+            image_processing="device" if config.image_processing == "device" else "host",
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from encoder_svc.engine.admission import Admission
     from encoder_svc.engine.engine import Engine
     from encoder_svc.images.processor import ImageProcessor, PlannedImage
-    from encoder_svc.images.types import GridThw, ImageSource, ProcessedImage
+    from encoder_svc.images.types import EncoderImage, GridThw, ImageSource
     from encoder_svc.models.tower import VisionTower
 
 
@@ -207,7 +207,7 @@ class Pipeline:
         stages = Stages(
             decode_wait_s=began_s - since_s,
             decode_s=processed.decode_s,
-            resize_s=processed.resize_s,
+            resize_s=processed.resize_s + item.resize_s,
             queue_s=queued_s - done_s + item.queue_s,
             build_s=item.build_s,
             device_wait_s=item.device_wait_s,
@@ -231,7 +231,7 @@ class Pipeline:
         self._image_threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _timed(process: Callable[[], ProcessedImage]) -> tuple[float, ProcessedImage, float]:
+def _timed(process: Callable[[], EncoderImage]) -> tuple[float, EncoderImage, float]:
     """What it returns, between when it began and when it was done: taken in its own thread."""
     began_s = time.monotonic()
     processed = process()

@@ -32,6 +32,20 @@ def test_inputs_and_outputs_of_every_batch_in_flight_count() -> None:
     assert budget.bytes_per_patch == 4 + 2 * 100
 
 
+def test_pixels_of_every_batch_in_flight_and_one_resize_count() -> None:
+    budget = budget_from(
+        (1_000, 5_000),
+        (2_000, 9_000),
+        free_bytes=GIB,
+        fraction=1.0,
+        in_flight=2,
+        io_bytes=100.0,
+        pixel_bytes=50,
+        resize_bytes=7_000,
+    )
+    assert (budget.bytes_per_patch, budget.fixed_bytes) == (4 + 100 + 2 * 50, 1_000 + 7_000)
+
+
 def test_only_the_fraction_is_taken() -> None:
     whole, half = (
         MemoryBudget(bytes_per_patch=1024, fixed_bytes=0, free_bytes=GIB, fraction=fraction) for fraction in (1.0, 0.5)
