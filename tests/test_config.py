@@ -120,6 +120,7 @@ def test_the_options_are_these() -> None:
         "max_queued_patches",
         "max_inflight_images",
         "max_inflight_bytes",
+        "max_decoded_bytes",
         "request_window_patches",
         "send_timeout_s",
         "watchdog_s",

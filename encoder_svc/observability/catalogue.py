@@ -188,6 +188,21 @@ _QUEUE = MetricGroup(
             meaning="The bound on encoder_inflight_bytes (`--max-inflight-bytes`).",
             when_it_moves="Only with the configuration.",
         ),
+        MetricDefinition(
+            name="encoder_decoded_bytes",
+            kind="gauge",
+            unit="bytes",
+            meaning="Decoded pixels that wait for a device that resizes them (`--image-processing device`), or are "
+            "being decoded for it.",
+            when_it_moves="Near its limit: images wait to be decoded until the device has taken others.",
+        ),
+        MetricDefinition(
+            name="encoder_decoded_bytes_limit",
+            kind="gauge",
+            unit="bytes",
+            meaning="The bound on encoder_decoded_bytes (`--max-decoded-bytes`).",
+            when_it_moves="Only with the configuration.",
+        ),
     ),
 )
 

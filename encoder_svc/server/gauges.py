@@ -26,6 +26,8 @@ def pipeline_gauges(pipeline: Pipeline) -> dict[str, Callable[[], float]]:
         "encoder_inflight_images_limit": lambda: budgets.max_inflight_images,
         "encoder_inflight_bytes": lambda: admission.pending_bytes,
         "encoder_inflight_bytes_limit": lambda: budgets.max_inflight_bytes,
+        "encoder_decoded_bytes": lambda: pipeline.decoded.held,
+        "encoder_decoded_bytes_limit": lambda: pipeline.decoded.size,
         "encoder_device_busy_ratio": lambda: watch.busy_ratio,
         "encoder_batch_in_progress_age_seconds": lambda: watch.batch_age_s,
         "encoder_last_progress_timestamp_seconds": lambda: watch.last_progress_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from encoder_svc.images.processor import ImageProcessor, PlannedImage
     from encoder_svc.images.types import EncoderImage, GridThw, ImageSource
     from encoder_svc.models.tower import VisionTower
+    from encoder_svc.server.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Pipeline:
     """Everything behind the servicer once the model is loaded. Belongs to the event loop.
 
     Args:
+        decoded: room for the pixels that wait for a device that resizes them.
         header_threads: read headers and hash; of their own, so that refusing is quick while images are being decoded.
         image_threads: decode and resize.
         decodes_per_request: how many images of one request may occupy ``image_threads`` at a time.
@@ -109,6 +112,7 @@ class Pipeline:
         store: EmbeddingStore[Embeddings],
         flights: SingleFlight[Encoded],
         promises: Promises,
+        decoded: Window,
         header_threads: ThreadPoolExecutor,
         image_threads: ThreadPoolExecutor,
         decodes_per_request: int,
@@ -119,6 +123,7 @@ class Pipeline:
         self.admission = admission
         self.store = store
         self.promises = promises
+        self.decoded = decoded
         self._keys = keys
         self._flights = flights
         self._header_threads = header_threads
@@ -194,12 +199,15 @@ class Pipeline:
         self, key: str, plan: PlannedImage, share: RequestShare, deadline_s: float, since_s: float
     ) -> Encoded:
         loop = asyncio.get_running_loop()
-        async with share.decode_slots:
-            if time.monotonic() >= deadline_s:
-                raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
-            began_s, processed, done_s = await loop.run_in_executor(self._image_threads, _timed, plan.process)
-        queued_s = time.monotonic()
-        item = await self.engine.encode(processed, flow=share, timeout_s=deadline_s - time.monotonic())
+        async with AsyncExitStack() as pixels:
+            async with share.decode_slots:
+                if plan.pixel_bytes:
+                    await pixels.enter_async_context(self.decoded.room(plan.pixel_bytes))
+                if time.monotonic() >= deadline_s:
+                    raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
+                began_s, processed, done_s = await loop.run_in_executor(self._image_threads, _timed, plan.process)
+            queued_s = time.monotonic()
+            item = await self.engine.encode(processed, flow=share, timeout_s=deadline_s - time.monotonic())
         crc32 = await asyncio.to_thread(zlib.crc32, item.data)
         embeddings = Embeddings(processed.grid, item.data, crc32)
         self.store.put(key, embeddings)

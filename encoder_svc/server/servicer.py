@@ -17,7 +17,7 @@ from encoder_svc.observability.stages import Stages
 from encoder_svc.server.answer import Answer, CallerLeftError
 from encoder_svc.server.calls import Calls
 from encoder_svc.server.info import DTYPE_NAMES, model_info
-from encoder_svc.server.window import PatchWindow
+from encoder_svc.server.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
                 pipeline=pipeline,
                 grant=grant,
                 answer=answer,
-                window=PatchWindow(self._serving.request_window_patches),
+                window=Window(self._serving.request_window_patches),
                 share=pipeline.share(),
                 deadline_s=deadline_s,
                 lease_s=lease_s,
@@ -221,7 +221,7 @@ class _OneRequest:
     pipeline: Pipeline
     grant: Grant
     answer: Answer
-    window: PatchWindow
+    window: Window
     share: RequestShare
     deadline_s: float
     lease_s: float | None

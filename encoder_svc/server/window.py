@@ -1,4 +1,4 @@
-"""How much of one request is in work or unread at a time."""
+"""How much of something is taken at a time: a request's patches in work or unread, pixels that wait for the device."""
 
 from __future__ import annotations
 
@@ -11,42 +11,47 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class PatchWindow:
-    """Lets images in, in order, while their patches fit. One larger than the window is let in when it is empty."""
+class Window:
+    """Lets in, in order, what fits. What is larger than the window is let in when it is empty.
 
-    def __init__(self, max_patches: int) -> None:
-        self._max_patches = max_patches
-        self._patches = 0
+    Attributes:
+        size: how much fits.
+        held: how much is inside.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.held = 0
+        self.size = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def room(self, num_patches: int) -> AsyncIterator[None]:
+    async def room(self, amount: int) -> AsyncIterator[None]:
         """Waits for room, and gives it back at the end."""
-        await self._enter(num_patches)
+        await self._enter(amount)
         try:
             yield
         finally:
-            self._patches -= num_patches
+            self.held -= amount
             self._let_in()
 
-    async def _enter(self, num_patches: int) -> None:
+    async def _enter(self, amount: int) -> None:
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((num_patches, entered))
+        self._waiting.append((amount, entered))
         self._let_in()
         try:
             await entered
         except asyncio.CancelledError:
             if entered.done() and not entered.cancelled():
-                self._patches -= num_patches
+                self.held -= amount
             self._let_in()
             raise
 
     def _let_in(self) -> None:
         while self._waiting:
-            num_patches, entered = self._waiting[0]
+            amount, entered = self._waiting[0]
             if not entered.done():
-                if self._patches and self._patches + num_patches > self._max_patches:
+                if self.held and self.held + amount > self.size:
                     return
-                self._patches += num_patches
+                self.held += amount
                 entered.set_result(None)
             self._waiting.popleft()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import pytest
 
 from encoder_svc.client import AsyncEncoderClient
 from encoder_svc.images.types import RawRgb
@@ -49,6 +50,7 @@ def numbers(pipeline: Pipeline) -> dict[str, int]:
         "queued": engine.queued_images,
         "queued patches": engine.queued_patches,
         "flights": len(pipeline._flights),
+        "decoded": pipeline.decoded.held,
         "batches": len(engine._batches),
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
@@ -56,8 +58,16 @@ def numbers(pipeline: Pipeline) -> dict[str, int]:
     }
 
 
-async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str], Path]) -> None:
-    async with serving(tiny_checkpoint("qwen2_5_vl")) as (pipeline, target), AsyncEncoderClient(target) as client:
+@pytest.mark.parametrize("place", ["host", "device"])
+async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str], Path], place: str) -> None:
+    async with (
+        # Of the pixels that wait for a device, as many as a few images have.
+        serving(tiny_checkpoint("qwen2_5_vl"), image_processing=place, max_decoded_bytes="500000") as (
+            pipeline,
+            target,
+        ),
+        AsyncEncoderClient(target) as client,
+    ):
         sent = images()
         await asyncio.gather(*(client.encode([image]) for image in sent[:AT_ONCE]))  # every thread is there now
         before = numbers(pipeline)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+
+from encoder_svc.server.window import Window
+
+
+async def started(window: Window, amount: int, log: list[int]) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """A task that enters, notes ``amount``, and leaves once the event is set."""
+    leave = asyncio.Event()
+
+    async def stay() -> None:
+        async with window.room(amount):
+            log.append(amount)
+            await leave.wait()
+
+    task = asyncio.create_task(stay())
+    await asyncio.sleep(0)
+    return task, leave
+
+
+async def test_what_does_not_fit_waits_and_what_came_later_waits_behind_it() -> None:
+    window, log = Window(10), []
+    first, leave = await started(window, 6, log)
+    second, leave_second = await started(window, 5, log)
+    third, leave_third = await started(window, 1, log)
+    assert log == [6]
+    leave.set()
+    await first
+    await asyncio.sleep(0)
+    assert (log, window.held) == ([6, 5, 1], 6)
+    leave_second.set()
+    leave_third.set()
+    await asyncio.gather(second, third)
+    assert window.held == 0
+
+
+async def test_what_is_larger_than_the_window_goes_alone() -> None:
+    window, log = Window(10), []
+    async with AsyncExitStack() as inside:
+        await inside.enter_async_context(window.room(1))
+        task, leave = await started(window, 25, log)
+        assert log == []
+    await asyncio.sleep(0)
+    assert (log, window.held) == ([25], 25)
+    leave.set()
+    await task
+
+
+async def test_callers_that_leave_at_any_time_leave_nothing_behind() -> None:
+    chance = random.Random(0)
+    window, most = Window(20), 0
+
+    async def one() -> None:
+        nonlocal most
+        async with window.room(chance.randint(1, 12)):
+            most = max(most, window.held)
+            await asyncio.sleep(chance.uniform(0, 0.002))
+
+    tasks = [asyncio.create_task(one()) for _ in range(300)]
+    while not all(task.done() for task in tasks):
+        chance.choice(tasks).cancel()
+        await asyncio.sleep(0.0005)
+    assert any(task.cancelled() for task in tasks)
+    assert not all(task.cancelled() for task in tasks)
+    assert 12 < most <= 20
+    assert window.held == 0
