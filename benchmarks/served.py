@@ -88,7 +88,8 @@ def describe(side: dict[str, Any]) -> str:
     text = f"{side['images_per_s']:8.2f} images/s {side['patches_per_s']:10,.0f} patches/s"
     if "p50" in side:
         text += f"  p50 {side['p50']:.1f} p99 {side['p99']:.1f} ms  {side['megabytes_per_s']:.0f} MB/s out"
-        text += f"  server {side['server_cores']:.1f} cores"
+        text += f"  server {side['server_cores']:.1f} cores, {side['server_cores'] / side['images_per_s'] * 1e3:.1f} ms"
+        text += " of CPU an image"
         text += f", client {side['client_cores']:.1f}"
     return text
 

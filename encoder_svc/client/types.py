@@ -138,7 +138,7 @@ class RetainedImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessorInfo:
-    """How the server resizes and normalises. Areas in pixels."""
+    """How and where (``host`` or ``device``) the server resizes, and how it normalises. Areas in pixels."""
 
     min_pixels: int
     max_pixels: int
@@ -146,6 +146,7 @@ class ProcessorInfo:
     image_std: tuple[float, ...]
     resize: str
     hash: str
+    image_processing: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

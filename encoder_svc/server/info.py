@@ -42,6 +42,7 @@ def model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoRe
             image_std=settings.image_std,
             resize=settings.resize,
             hash=settings.hash(),
+            image_processing=settings.image_processing,
         ),
         limits=encoder_pb2.Limits(
             max_image_bytes=limits.max_image_bytes,

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 INFO = ModelInfo(
     model="tiny", revision="r", family="qwen2_vl", dtype="float32", out_hidden_size=8, num_deepstack=0, width=8,
     patch_size=14, temporal_patch_size=2, spatial_merge_size=2, in_channels=3,
-    processor=ProcessorInfo(min_pixels=1, max_pixels=2, image_mean=(), image_std=(), resize="torch", hash="h"),
+    processor=ProcessorInfo(
+        min_pixels=1, max_pixels=2, image_mean=(), image_std=(), resize="torch", hash="h", image_processing="host"
+    ),
     limits=LimitsInfo(
         max_image_bytes=1, max_request_bytes=1, max_image_side=1, max_image_pixels=1, max_aspect_ratio=1, max_images=1,
         max_request_patches=1, max_chunk_bytes=1,

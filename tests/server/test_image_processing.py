@@ -60,6 +60,14 @@ def test_every_kind_of_image_gives_the_hosts_bytes(
         assert host.embeddings.tobytes() == device.embeddings.tobytes()
 
 
+def test_model_info_says_where(server: Callable[..., ServerProcess]) -> None:
+    places = []
+    for options in (HOST, DEVICE):
+        with EncoderClient(server("qwen2_vl", *options).target) as client:
+            places.append(client.info().processor.image_processing)
+    assert places == ["host", "device"]
+
+
 def test_the_place_is_part_of_the_content_key(server: Callable[..., ServerProcess]) -> None:
     """On most devices its bits are others."""
     keys = []

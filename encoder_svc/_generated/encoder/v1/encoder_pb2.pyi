@@ -604,12 +604,15 @@ class Processor(google.protobuf.message.Message):
     IMAGE_STD_FIELD_NUMBER: builtins.int
     RESIZE_FIELD_NUMBER: builtins.int
     HASH_FIELD_NUMBER: builtins.int
+    IMAGE_PROCESSING_FIELD_NUMBER: builtins.int
     min_pixels: builtins.int
     max_pixels: builtins.int
     resize: builtins.str
     """"torch" or "pillow": whose bicubic numerics the resize has."""
     hash: builtins.str
-    """SHA-256 over the settings above, the patch sizes and the versions of what decodes."""
+    """SHA-256 over these settings, the patch sizes and the versions of what decodes."""
+    image_processing: builtins.str
+    """"host" or "device": where images are resized. A GPU's bits are others."""
     @property
     def image_mean(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property
@@ -623,8 +626,9 @@ class Processor(google.protobuf.message.Message):
         image_std: collections.abc.Iterable[builtins.float] | None = ...,
         resize: builtins.str = ...,
         hash: builtins.str = ...,
+        image_processing: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hash", b"hash", "image_mean", b"image_mean", "image_std", b"image_std", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "resize", b"resize"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hash", b"hash", "image_mean", b"image_mean", "image_processing", b"image_processing", "image_std", b"image_std", "max_pixels", b"max_pixels", "min_pixels", b"min_pixels", "resize", b"resize"]) -> None: ...
 
 Global___Processor: typing_extensions.TypeAlias = Processor
 
