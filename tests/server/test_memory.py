@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from encoder_svc.client import EncoderClient
@@ -28,11 +29,16 @@ def different_photographs(photos: list[Path], number: int) -> list[np.ndarray]:
     return crops
 
 
+@pytest.mark.parametrize("place", ["host", "device"])
 def test_a_hundred_photographs_leave_memory_flat(
-    tiny_checkpoint: Callable[[str], Path], photos: list[Path], record_property: Callable[[str, object], None]
+    tiny_checkpoint: Callable[[str], Path],
+    photos: list[Path],
+    record_property: Callable[[str, object], None],
+    place: str,
 ) -> None:
     crops = different_photographs(photos, 200)
-    with ServerProcess("--model", tiny_checkpoint("qwen3_vl")) as fresh, EncoderClient(fresh.target) as client:
+    options = ("--model", tiny_checkpoint("qwen3_vl"), "--image-processing", place)
+    with ServerProcess(*options) as fresh, EncoderClient(fresh.target) as client:
         for crop in crops[:100]:
             client.encode([crop])
         warm_bytes = fresh.rss_bytes()
