@@ -60,7 +60,15 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=15m --retries=3 CMD ["encoder-svc", "health"]
 ENTRYPOINT ["encoder-svc", "serve"]
 
-FROM service AS cpu
+# Triton compiles a launcher for each kernel with a C compiler, and the CPU's own kernels are compiled where they run. Debian
+# keeps one version of it, so that none can be pinned.
+FROM service AS service-compiler
+USER 0:0
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
+
+FROM service-compiler AS cpu
 COPY --from=dependencies-cpu /opt/encoder-svc /opt/encoder-svc
 COPY --from=package /package /
 
@@ -96,22 +104,15 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip_conf,t
         torch ${ROCM_PACKAGES} && \
     python3 -c "import torch; assert torch.version.hip, f'{torch.__version__} is no ROCm build: set TORCH_INDEX_URL'"
 
-# Triton compiles a launcher for each kernel with a C compiler. Debian keeps one version of it, so that none can be pinned.
-FROM service AS service-gpu
-USER 0:0
-# hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-USER 10001:10001
-
 # The driver's libraries come from the host (NVIDIA's container toolkit), those of CUDA with torch.
-FROM service-gpu AS cuda
+FROM service-compiler AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=dependencies-cuda /opt/encoder-svc /opt/encoder-svc
 COPY --from=package /package /
 
 # /dev/kfd and /dev/dri come from the host, ROCm's libraries with torch.
-FROM service-gpu AS rocm
+FROM service-compiler AS rocm
 COPY --from=dependencies-rocm /opt/encoder-svc /opt/encoder-svc
 COPY --from=package /package /
 

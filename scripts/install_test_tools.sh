@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the programs that some tests drive: Prometheus with promtool, and Chromium.
+# Installs the programs that some tests drive: Prometheus with promtool, Chromium, and the C compiler of the CPU's kernels.
 # Needs Debian or Ubuntu, and root or sudo without a password. Elsewhere it says so and exits with 0, and those tests are
 # skipped; with CI_REQUIRE_TOOLS=1 it fails, as those tests then do.
 set -euo pipefail
@@ -8,9 +8,10 @@ declare -A package_of=(
     [prometheus]=prometheus
     [promtool]=prometheus
     [chromium]=chromium
+    [gcc]=gcc
 )
-# For text in screenshots that looks the same everywhere.
-extra=(fonts-dejavu-core)
+# For text in screenshots that looks the same everywhere, and C's headers.
+extra=(fonts-dejavu-core libc6-dev)
 
 give_up() {
     echo "install_test_tools: $1; tests that need: ${missing[*]} are skipped" >&2

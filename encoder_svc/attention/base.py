@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
 class PackedSequences(NamedTuple):
@@ -94,9 +94,13 @@ class AttentionBackend(abc.ABC):
         self.causal = causal
         self.implementation = implementation
 
-    def choose_form(self, platform: str, dtype: str) -> str:
+    def choose_form(self, platform: str, dtype: str, failed: Collection[str] = ()) -> str:
         """Lets the backend take the form that is fastest there, and returns the name of its implementation then. Asked
-        only where the platform chose the backend: what an operator named stays as it is."""
+        only where the platform chose the backend: what an operator named stays as it is.
+
+        Args:
+            failed: forms to pass over.
+        """
         return self.implementation
 
     @abc.abstractmethod

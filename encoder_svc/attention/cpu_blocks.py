@@ -18,11 +18,6 @@ _MAX_SCORES = 2**23
 _MIN_QUERIES = 64
 
 
-def is_faster_here() -> bool:
-    """Whether this machine multiplies bfloat16 by AVX-512 and not by AMX."""
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-
-
 def attend(q_GLD: torch.Tensor, k_GLD: torch.Tensor, v_GLD: torch.Tensor, scale: float) -> torch.Tensor:
     """Bidirectional attention in bfloat16: [G, L, D].
 

@@ -76,7 +76,8 @@ class MMEncoderAttention:
         except Exception as error:
             raise self._failure(f"does not load ({type(error).__name__}: {error})") from error
         if self.selection.source != "override":
-            implementation = self.backend.choose_form(platform.name, dtype)
+            passed_over = [form for backend, form in failed or () if backend == self.selection.backend]
+            implementation = self.backend.choose_form(platform.name, dtype, passed_over)
             self.selection = replace(self.selection, implementation=implementation)
 
     def __call__(

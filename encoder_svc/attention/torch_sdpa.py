@@ -4,8 +4,9 @@ SDPA takes no cu_seqlens, but equally long sequences are a plain batch to it. Si
 call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays next to each other for this, and those
 of several images, which are brought together.
 
-On a CPU that multiplies bfloat16 without AMX, SDPA's fused kernel gives way to its plain form, in blocks
-(:mod:`encoder_svc.attention.cpu_blocks`), unless the operator named TORCH_SDPA.
+On a CPU that multiplies bfloat16 without AMX, SDPA's own kernel is slow. Unless the operator named TORCH_SDPA it gives
+way to one of ours (:mod:`encoder_svc.attention.cpu_kernels`) or, where that cannot be compiled, to SDPA's plain form in
+blocks (:mod:`encoder_svc.attention.cpu_blocks`).
 """
 
 from __future__ import annotations
@@ -18,21 +19,31 @@ import torch.nn.functional as F
 
 from encoder_svc.attention import cpu_blocks
 from encoder_svc.attention.base import AttentionBackend
+from encoder_svc.attention.cpu_kernels import are_made_for_this_cpu, cpu_kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+
+    from encoder_svc.attention.cpu_kernels import CpuKernels
 
 
 class TorchSdpa(AttentionBackend):
     """Runs on every device that torch runs on, in every floating dtype."""
 
     name = "TORCH_SDPA"
+    _kernels: CpuKernels | None = None
     _in_blocks = False
 
-    def choose_form(self, platform: str, dtype: str) -> str:
+    def choose_form(self, platform: str, dtype: str, failed: Collection[str] = ()) -> str:
         """See :class:`AttentionBackend`."""
-        plain = not self.causal and self.num_heads == self.num_kv_heads
-        self._in_blocks = plain and platform == "cpu" and dtype == "bfloat16" and cpu_blocks.is_faster_here()
+        is_plain = not self.causal and self.num_heads == self.num_kv_heads
+        if not is_plain or platform != "cpu" or dtype != "bfloat16":
+            return self.implementation
+        kernels = None if "avx512_bf16" in failed else cpu_kernels()
+        if kernels is not None and kernels.takes(self.head_size):
+            self._kernels = kernels
+            return "avx512_bf16"
+        self._in_blocks = are_made_for_this_cpu() and "blocks" not in failed
         return "blocks" if self._in_blocks else self.implementation
 
     def forward(
@@ -44,6 +55,8 @@ class TorchSdpa(AttentionBackend):
         max_seqlen: int,
         lengths: Sequence[int],
     ) -> torch.Tensor:
+        if self._kernels is not None:
+            return self._kernels.attend(q_NHD, k_NKD, v_NKD, cu_seqlens, self.scale)
         runs = _runs_by_length(lengths)
         if len(runs) == 1:
             return self._dense(q_NHD, k_NKD, v_NKD, lengths[0])

@@ -61,10 +61,6 @@ def ops_for(
     Raises:
         ConfigError: quantised operations fail their check; nothing takes their place.
     """
-    if device.type == "cpu":
-        from encoder_svc.models.ops_cpu import CpuOps, takes
-
-        return CpuOps() if takes(dtype) else Ops()
     ops = Ops()
     for name, make in _candidates(device, dtype).items():
         try:
@@ -102,12 +98,28 @@ def describe(ops: Ops) -> str:
 
 def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
     candidates: dict[str, Callable[[], Ops]] = {}
+    if device.type == "cpu":
+        return _cpu_candidates(dtype)
     if device.type != "cuda" or torch.version.hip is not None or importlib.util.find_spec("triton") is None:
         return candidates
     is_hopper = torch.cuda.get_device_capability(device) == _HOPPER
     if is_hopper and dtype != torch.float32 and importlib.util.find_spec("quack") is not None:
         candidates["quack"] = lambda: _quack(device)
     candidates["triton"] = lambda: _triton(device)
+    return candidates
+
+
+def _cpu_candidates(dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
+    from encoder_svc.attention.cpu_kernels import cpu_kernels
+    from encoder_svc.models.ops_cpu import CpuOps, takes
+    from encoder_svc.models.ops_cpu_kernels import CpuKernelOps
+
+    candidates: dict[str, Callable[[], Ops]] = {}
+    if takes(dtype):
+        kernels = cpu_kernels() if dtype == torch.bfloat16 else None
+        if kernels is not None:
+            candidates["avx512_bf16"] = lambda: CpuKernelOps(kernels)
+        candidates["onednn"] = CpuOps
     return candidates
 
 

@@ -8,7 +8,7 @@ a C++ compiler on the machine that serves.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ _PRODUCT_ROWS = 1024
 # oneDNN keeps a kernel for every number of rows it met, half a megabyte an image size: so it meets few.
 _ROW_MULTIPLE = 32
 
-_QUICK_GELU_SLOPE = 1.702
+QUICK_GELU_SLOPE: Final = 1.702
 # An activation's name inside oneDNN, and its variant. Quick GELU has none.
 _INSIDE_A_PRODUCT = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 
@@ -97,35 +97,36 @@ class CpuOps(Ops):
     def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
         for hidden in hidden_NC.split(_PRODUCT_ROWS):
             padded = _padded(hidden)
-            sums = _combined_product(_up(self.norm(padded, norm), mlp), mlp.down, padded, "add")
+            sums = _combined_product(self._up(self.norm(padded, norm), mlp), mlp.down, padded, "add")
             hidden.copy_(sums[: len(hidden)])
+
+    def activate_(self, values_NI: torch.Tensor, act: str) -> None:
+        """An activation that oneDNN does not know, in place."""
+        for stretch in values_NI.split(_ACTIVATION_ROWS):
+            if act == "quick_gelu":
+                stretch.mul_((stretch * QUICK_GELU_SLOPE).sigmoid_())
+            else:
+                stretch.copy_(ACTIVATIONS[act](stretch))
+
+    def _up(self, x: torch.Tensor, mlp: MlpWeights) -> torch.Tensor:
+        """What an MLP's last layer reads."""
+        if isinstance(mlp, _GatedWeights):
+            return _combined_product(x, mlp.up, self._activated_product(x, mlp.gate, mlp.act), "mul")
+        return self._activated_product(x, mlp.up, mlp.act)
+
+    def _activated_product(self, x: torch.Tensor, weights: LinearWeights, act: str) -> torch.Tensor:
+        """``act(x Wᵀ + b)``."""
+        if act in _INSIDE_A_PRODUCT:
+            return _product(x, weights, *_INSIDE_A_PRODUCT[act])
+        values = _product(x, weights)
+        self.activate_(values, act)
+        return values
 
 
 def _padded(x: torch.Tensor) -> torch.Tensor:
     """With rows of zeros up to a multiple; itself where it is one."""
     missing = -len(x) % _ROW_MULTIPLE
     return F.pad(x, (0, 0, 0, missing)) if missing else x
-
-
-def _up(x: torch.Tensor, mlp: MlpWeights) -> torch.Tensor:
-    """What an MLP's last layer reads."""
-    if isinstance(mlp, _GatedWeights):
-        return _combined_product(x, mlp.up, _activated_product(x, mlp.gate, mlp.act), "mul")
-    return _activated_product(x, mlp.up, mlp.act)
-
-
-def _activated_product(x: torch.Tensor, weights: LinearWeights, act: str) -> torch.Tensor:
-    """``act(x Wᵀ + b)``."""
-    if act in _INSIDE_A_PRODUCT:
-        name, variant = _INSIDE_A_PRODUCT[act]
-        return _product(x, weights, name, variant)
-    values = _product(x, weights)
-    for stretch in values.split(_ACTIVATION_ROWS):
-        if act == "quick_gelu":
-            stretch.mul_((stretch * _QUICK_GELU_SLOPE).sigmoid_())
-        else:
-            stretch.copy_(ACTIVATIONS[act](stretch))
-    return values
 
 
 def _product(x: torch.Tensor, weights: LinearWeights, act: str = "none", variant: str = "") -> torch.Tensor:

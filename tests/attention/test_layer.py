@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from encoder_svc.attention import MMEncoderAttention, PackedSequences, cpu_blocks
+from encoder_svc.attention import MMEncoderAttention, PackedSequences, cpu_blocks, torch_sdpa
+from encoder_svc.attention.selfcheck import checked_attention
 from encoder_svc.errors import AttentionKernelError
 from encoder_svc.platforms import platform_for_device
 from encoder_svc.platforms.cpu import CpuPlatform
@@ -58,7 +59,8 @@ def test_a_kernel_that_fails_at_run_time_is_named_and_not_replaced() -> None:
 def test_a_faster_form_is_named_and_never_taken_under_an_override(
     monkeypatch: pytest.MonkeyPatch, override: str | None, dtype: str, causal: bool, implementation: str
 ) -> None:
-    monkeypatch.setattr(cpu_blocks, "is_faster_here", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(torch_sdpa, "are_made_for_this_cpu", lambda: True)
     in_blocks = []
     monkeypatch.setattr(cpu_blocks, "attend", lambda q, *_: in_blocks.append(1) or q)
     attend = MMEncoderAttention(2, 16, attn_backend=override, platform=CpuPlatform(), dtype=dtype, causal=causal)
@@ -66,3 +68,21 @@ def test_a_faster_form_is_named_and_never_taken_under_an_override(
     attend(q, k, v, *PackedSequences.of((4, 4)))
     assert attend.selection.implementation == implementation
     assert bool(in_blocks) == (implementation == "blocks")
+
+
+def test_a_form_that_failed_its_check_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        def takes(self, head_size: int) -> bool:
+            return True
+
+        def attend(self, q, *_):
+            return q
+
+    monkeypatch.setattr(torch_sdpa, "cpu_kernels", Wrong)
+    monkeypatch.setattr(torch_sdpa, "are_made_for_this_cpu", lambda: True)
+
+    def build(failed: dict[tuple[str, str], str]) -> MMEncoderAttention:
+        return MMEncoderAttention(2, 16, platform=CpuPlatform(), dtype="bfloat16", failed=failed)
+
+    assert build({}).selection.implementation == "avx512_bf16"
+    assert checked_attention(build, "cpu").selection.implementation == "blocks"

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from encoder_svc.attention.cpu_kernels import cpu_kernels
 from encoder_svc.models.ops import ACTIVATIONS, MlpWeights, NormWeights, Ops
-from encoder_svc.models.ops_choice import describe
+from encoder_svc.models.ops_choice import describe, ops_for
 from encoder_svc.models.ops_cpu import CpuOps, takes
+from encoder_svc.models.ops_cpu_kernels import CpuKernelOps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,14 +50,31 @@ def mlp(ops: Ops, act: str, dtype: torch.dtype, *, num_ups: int) -> MlpWeights:
 
 def assert_close(run: Callable[[Ops, torch.dtype], torch.Tensor], dtype: torch.dtype, tolerance: float) -> None:
     """A CPU's operations in ``dtype``, its inputs rounded to it, against the plain ones in float32."""
-    got, wanted = run(CpuOps(), dtype).float(), run(Ops(), torch.float32)
-    assert got.shape == wanted.shape
-    assert ((got - wanted).norm() / wanted.norm()).item() < tolerance
+    wanted = run(Ops(), torch.float32)
+    for ops in operations(dtype):
+        got = run(ops, dtype).float()
+        assert got.shape == wanted.shape
+        assert ((got - wanted).norm() / wanted.norm()).item() < tolerance
+
+
+def operations(dtype: torch.dtype) -> list[Ops]:
+    """Those that this machine can run."""
+    kernels = cpu_kernels() if dtype == torch.bfloat16 else None
+    return [CpuOps()] if kernels is None else [CpuOps(), CpuKernelOps(kernels)]
 
 
 def test_the_log_and_the_config_hash_tell_them_from_the_plain_ones() -> None:
     assert describe(CpuOps()) == "onednn"
     assert describe(Ops()) == "torch"
+    for ops in operations(torch.bfloat16)[1:]:
+        assert describe(ops) == "onednn and avx512_bf16"
+
+
+def test_they_are_chosen_where_the_cpu_runs_them() -> None:
+    cpu = torch.device("cpu")
+    assert describe(ops_for(cpu, torch.float32)) == "onednn"
+    if takes(torch.bfloat16):
+        assert describe(ops_for(cpu, torch.bfloat16)) == describe(operations(torch.bfloat16)[-1])
 
 
 @DTYPES
@@ -99,7 +118,8 @@ def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(dtype: torch.d
         return qkv
 
     assert_close(run, dtype, tolerance)
-    assert torch.equal(run(CpuOps(), dtype)[:, 2], random(NUM_PATCHES, 3, 4, 16, dtype=dtype)[:, 2])
+    for ops in operations(dtype):
+        assert torch.equal(run(ops, dtype)[:, 2], random(NUM_PATCHES, 3, 4, 16, dtype=dtype)[:, 2])
 
 
 @DTYPES

@@ -1,0 +1,127 @@
+"""Kernels for CPUs with AVX512-BF16, against the same in float64; and what happens where they cannot be compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from encoder_svc.attention import PackedSequences, cpu_kernels
+from tests.tools import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from encoder_svc.attention.cpu_kernels import CpuKernels
+
+# More than rounding to bfloat16 once (1.7e-3) and the weights of attention once more.
+TOLERANCE = 3e-3
+LENGTHS = [(1, 7, 64, 65), (513,), (64,) * 9, (1100, 0, 81, 320, 321)]
+
+
+@pytest.fixture
+def kernels() -> CpuKernels:
+    if not cpu_kernels.are_made_for_this_cpu():
+        pytest.skip("this CPU has AMX, or no AVX512-BF16")
+    require("gcc")
+    made = cpu_kernels.cpu_kernels()
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def _compile_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cpu_kernels, "are_made_for_this_cpu", lambda: True)
+    cpu_kernels.cpu_kernels.cache_clear()
+    yield
+    cpu_kernels.cpu_kernels.cache_clear()
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((got.double() - wanted).norm() / wanted.norm()).item()
+
+
+def exact_attention(qkv_N3HD: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    attended = [F.scaled_dot_product_attention(*qkv.permute(1, 2, 0, 3)) for qkv in qkv_N3HD.double().split(lengths)]
+    return torch.cat(attended, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize("head_size", [16, 36, 64, 72, 80, 96, 128])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention(kernels: CpuKernels, lengths: tuple[int, ...], head_size: int, spread: float) -> None:
+    qkv_N3HD = random(sum(lengths), 3, 3, head_size)
+    qkv_N3HD[:, 0] *= spread
+    boundaries = PackedSequences.of(lengths).cu_seqlens
+    out_NHD = kernels.attend(*qkv_N3HD.unbind(1), boundaries, head_size**-0.5)
+    assert error(out_NHD, exact_attention(qkv_N3HD, lengths)) < TOLERANCE
+
+
+def test_attention_reads_heads_wherever_they_lie(kernels: CpuKernels) -> None:
+    q, k, v = random(100, 3, 4, 80).unbind(1)
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
+    boundaries = PackedSequences.of((60, 40)).cu_seqlens
+    assert torch.equal(kernels.attend(q, k, v, boundaries, 0.1), kernels.attend(*apart, boundaries, 0.1))
+
+
+def test_scores_that_float32_cannot_raise_e_to_do_no_harm(kernels: CpuKernels) -> None:
+    qkv_N3HD = random(90, 3, 2, 64)
+    qkv_N3HD[:, :2] *= 60
+    out_NHD = kernels.attend(*qkv_N3HD.unbind(1), PackedSequences.of((90,)).cu_seqlens, 64**-0.5)
+    assert error(out_NHD, exact_attention(qkv_N3HD, (90,))) < TOLERANCE
+
+
+@pytest.mark.parametrize("head_size", [8, 36, 72, 80, 128])
+def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(kernels: CpuKernels, head_size: int) -> None:
+    qkv_N3HD = random(130, 3, 4, head_size)
+    angles = random(130, head_size // 2, seed=1).float()
+    cos, sin = angles.cos(), angles.sin()
+    first, second = qkv_N3HD.double().chunk(2, dim=-1)
+    c, s = (table.double()[:, None, None] for table in (cos, sin))
+    wanted = torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+    wanted[:, 2] = qkv_N3HD[:, 2]
+    kernels.rotate_(qkv_N3HD, cos, sin)
+    assert error(qkv_N3HD, wanted) < TOLERANCE
+    assert torch.equal(qkv_N3HD[:, 2].double(), wanted[:, 2])
+
+
+def test_a_gate(kernels: CpuKernels) -> None:
+    values = 20 * random(11, 13)
+    exact = values.double()
+    kernels.gate_(values, 1.702)
+    assert error(values, exact * torch.sigmoid(1.702 * exact)) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [16, 100, 1280])
+def test_an_rms_norm(kernels: CpuKernels, size: int) -> None:
+    x, weight = 30 * random(77, size) + 10, random(size, seed=1)
+    wanted = F.rms_norm(x.double(), (size,), weight.double(), 1e-6)
+    assert error(kernels.rms_norm(x, weight, 1e-6), wanted) < TOLERANCE
+
+
+@pytest.mark.usefixtures("_compile_anew")
+def test_without_a_compiler_there_are_none_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cpu_kernels.cpu_kernels() is None
+    assert "there is no C compiler (gcc) on the PATH" in caplog.text
+
+
+@pytest.mark.usefixtures("_compile_anew")
+def test_a_compiler_that_fails_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\necho unknown option -mavx512bf16 >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert cpu_kernels.cpu_kernels() is None
+    assert "unknown option -mavx512bf16" in caplog.text
