@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 # First match wins; names of CUDA kernels, of Triton kernels and of CPU operators.
 CLASSES = (
-    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn|rotated_windows"),
+    ("matrix products", r"gemm"),  # also those that rotate or activate before they store
+    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn|windows"),
     ("rotary", r"rotary|rotate\b"),
     ("norm", r"norm"),
     ("activation", r"gelu|silu|sigmoid|activate"),

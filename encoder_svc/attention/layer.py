@@ -36,8 +36,8 @@ class MMEncoderAttention:
         failed: kernels that the platform shall pass over; see :mod:`encoder_svc.attention.selfcheck`.
 
     Attributes:
-        windows: what takes sequences of at most 64 patches, their rotation included, where the platform chose the
-            backend and this is faster; None where the backend takes them.
+        windows: what takes sequences of at most 64 patches where the platform chose the backend and this is faster;
+            None where the backend takes them.
 
     Raises:
         AttentionBackendError: the override cannot run here.

@@ -13,7 +13,7 @@ from torch import nn
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.layers import Block, PatchEmbed
-from encoder_svc.models.positions import inverse_frequencies, rotary_embedding
+from encoder_svc.models.positions import inverse_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -223,12 +223,12 @@ class VisionEncoder(nn.Module, abc.ABC):
         shift = torch.zeros(self.config.hidden_size, device=device) if ops.defers_bias else None
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            shift = block.prepare(ops.of_block(index, len(self.blocks)), shift)
+            shift = block.prepare(ops.of_block(index, len(self.blocks)), shift, self._inverse_frequencies)
             self.prepare_merger(index, shift)
 
     def rotary(self, inputs: EncoderInputs) -> Rotary:
-        """cos and sin for the batch's patches."""
-        return rotary_embedding(inputs.position_ids, self._inverse_frequencies, self.attention.head_size)
+        """The rotation of the batch's patches, for all blocks."""
+        return self.ops.rotary(inputs.position_ids, self._inverse_frequencies, self.attention.head_size)
 
     @abc.abstractmethod
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:

@@ -81,11 +81,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def prepare(self, ops: Ops) -> None:
+    def prepare(self, ops: Ops, inverse_frequencies: torch.Tensor) -> None:
         self._ops = ops
         if self.padding:
             self._pad_heads()
-        self._qkv, self._proj = ops.lay_out_linear(self.qkv), ops.lay_out_linear(self.proj)
+        self._qkv = ops.lay_out_qkv(self.qkv, self.num_heads, inverse_frequencies)
+        self._proj = ops.lay_out_linear(self.proj)
 
     def _pad_heads(self) -> None:
         halves = (2 * self.num_heads, -1)
@@ -98,12 +99,11 @@ class SelfAttention(nn.Module):
 
     def add_(self, hidden: torch.Tensor, norm: NormWeights, rotary: Rotary, sequences: PackedSequences) -> None:
         """Adds its output for ``norm(hidden)`` to ``hidden``."""
-        qkv_N3HD = self._ops.norm_linear(hidden, norm, self._qkv).unflatten(-1, (3, self.num_heads, -1))
+        qkv_N3HD = self._ops.rotated_qkv(hidden, norm, self._qkv, rotary)
         windows = self.attention.windows
         if windows is not None and sequences.max_seqlen <= MAX_WINDOW_PATCHES:
-            out_NHD = windows(qkv_N3HD, rotary, sequences)
+            out_NHD = windows(qkv_N3HD, sequences)
         else:
-            self._ops.rotate_(qkv_N3HD, rotary)
             q_NHD, k_NHD, v_NHD = qkv_N3HD.unbind(1)
             out_NHD = self.attention(q_NHD, k_NHD, v_NHD, *sequences)
         self._ops.add_linear_(hidden, out_NHD.flatten(1), self._proj)
@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.attn = SelfAttention(config, attention)
         self.mlp = mlp
 
-    def prepare(self, ops: Ops, shift: torch.Tensor | None) -> torch.Tensor | None:
+    def prepare(self, ops: Ops, shift: torch.Tensor | None, inverse_frequencies: torch.Tensor) -> torch.Tensor | None:
         """
         Args:
             shift: the biases that were left out before this block; see :attr:`Ops.defers_bias`.
@@ -162,7 +162,7 @@ class Block(nn.Module):
             Those left out up to its end.
         """
         self._ops = ops
-        self.attn.prepare(ops)
+        self.attn.prepare(ops, inverse_frequencies)
         self._norm1 = norm_weights(self.norm1, shift)
         shift = _and_bias(shift, self.attn.proj)
         self._norm2 = norm_weights(self.norm2, shift)

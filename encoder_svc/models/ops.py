@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from encoder_svc.errors import CheckpointError
+from encoder_svc.models.positions import rotary_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
-"""cos and sin, float32 [N, D / 2]: the angles of a head's first half, which its second half repeats."""
+"""What :meth:`Ops.rotary` makes of a batch's positions. Everywhere but where it says otherwise cos and sin, float32
+[N, D / 2]: the angles of a head's first half, which its second half repeats."""
 
 CENTRE = 128
 """What is taken from a uint8 pixel, and what the rest is then divided by: both leave bfloat16 and float16 exact."""
@@ -65,6 +67,18 @@ class LinearWeights(NamedTuple):
     weight: torch.Tensor
     bias: torch.Tensor
     scales: torch.Tensor | None = None
+
+
+class QkvWeights(NamedTuple):
+    """The projection to q, k and v, each ``num_heads`` heads wide.
+
+    Attributes:
+        turns: what a device that rotates inside the product multiplies positions by; None elsewhere.
+    """
+
+    linear: LinearWeights
+    num_heads: int
+    turns: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class NormWeights(NamedTuple):
@@ -117,6 +131,23 @@ class Ops:
         """An MLP's weights as this device wants them; two ``ups`` are gate and up, and become one product."""
         return MlpWeights(_merged(ups), self.lay_out_linear(down), act, gated=len(ups) == 2)
 
+    def lay_out_qkv(self, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor) -> QkvWeights:
+        """The weights of :meth:`rotated_qkv`.
+
+        Args:
+            inverse_frequencies: of :func:`encoder_svc.models.positions.inverse_frequencies`.
+        """
+        return QkvWeights(self.lay_out_linear(qkv), num_heads)
+
+    def rotary(self, position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, head_size: int) -> Rotary:
+        """What :meth:`rotated_qkv` needs of a batch's positions, made once for all blocks.
+
+        Args:
+            position_ids: int64 [N, 2], row and column of each patch.
+            head_size: as attention takes it, padding included.
+        """
+        return rotary_embedding(position_ids, inverse_frequencies, head_size)
+
     def centre(self, patches_NF: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """uint8 patches as ``(x - 128) / 128``, exact, padded with zeros to a multiple of ``row_multiple``."""
         centred = (patches_NF.to(dtype) - CENTRE) / CENTRE
@@ -138,6 +169,16 @@ class Ops:
     def norm_linear(self, x_NC: torch.Tensor, norm: NormWeights, linear: LinearWeights) -> torch.Tensor:
         """``norm(x) Wᵀ + b``."""
         return self.linear(self.norm(x_NC, norm), linear)
+
+    def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
+        """q, k and v of ``norm(x)``, contiguous [N, 3, H, D], q and k rotated.
+
+        The values of a rotated head may come in any order, the same for q and k: no score changes.
+        """
+        qkv = self.norm_linear(x_NC, norm, weights.linear)
+        qkv_N3HD = qkv.view(len(qkv), 3, weights.num_heads, -1)
+        self.rotate_(qkv_N3HD, rotary)
+        return qkv_N3HD
 
     def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
         """Rotates q and k in place, in float32.

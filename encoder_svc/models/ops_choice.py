@@ -16,6 +16,7 @@ from torch import nn
 from encoder_svc.attention.selfcheck import current
 from encoder_svc.errors import ConfigError
 from encoder_svc.models.ops import NormWeights, Ops
+from encoder_svc.models.positions import inverse_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOLERANCES: Final = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-"""Largest relative error of a block's MLP, by dtype."""
+"""Largest relative error of a block's MLP, of its attention's scores and of its values, by dtype."""
 FP8_TOLERANCE: Final = 8e-2
 """The same with quantised weights: e4m3 rounds each value by up to 6 %."""
+
+# Of the block that is checked.
+_ROWS: Final = 72
+_HIDDEN: Final = 128
+_HEADS: Final = 2
 
 _HOPPER: Final = (9, 0)
 _FP8_CAPABILITY: Final = (8, 9)
@@ -62,7 +68,7 @@ def ops_for(
         ConfigError: quantised operations fail their check; nothing takes their place.
     """
     ops = Ops()
-    for name, make in _candidates(device, dtype).items():
+    for name, make in _candidates(device, dtype, rotates_in_product=quantisation == "none").items():
         try:
             candidate = make()
             check(candidate, device, dtype, act, gated=gated)
@@ -96,7 +102,7 @@ def describe(ops: Ops) -> str:
     )
 
 
-def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
+def _candidates(device: torch.device, dtype: torch.dtype, *, rotates_in_product: bool) -> dict[str, Callable[[], Ops]]:
     candidates: dict[str, Callable[[], Ops]] = {}
     if device.type == "cpu":
         return _cpu_candidates(dtype)
@@ -104,7 +110,7 @@ def _candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[
         return candidates
     is_hopper = torch.cuda.get_device_capability(device) == _HOPPER
     if is_hopper and dtype != torch.float32 and importlib.util.find_spec("quack") is not None:
-        candidates["quack"] = lambda: _quack(device)
+        candidates["quack"] = lambda: _quack(device, rotates_in_product=rotates_in_product)
     candidates["triton"] = lambda: _triton(device)
     return candidates
 
@@ -123,10 +129,10 @@ def _cpu_candidates(dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
     return candidates
 
 
-def _quack(device: torch.device) -> Ops:
+def _quack(device: torch.device, *, rotates_in_product: bool) -> Ops:
     from encoder_svc.models.ops_quack import QuackOps
 
-    return QuackOps(device)
+    return QuackOps(device, rotates_in_product=rotates_in_product)
 
 
 def _triton(device: torch.device) -> Ops:
@@ -145,31 +151,70 @@ def check(
     gated: bool,
     tolerance: float | None = None,
 ) -> None:
-    """Runs a small MLP, its norm included, against the same in float32.
+    """Runs a small block's MLP and its projection to q, k and v, norms included, against the same in float32.
 
     Raises:
-        ValueError: it is off by more than ``tolerance``, by default of :data:`TOLERANCES`.
+        ValueError: one is off by more than ``tolerance``, by default of :data:`TOLERANCES`.
     """
-    generator = torch.Generator().manual_seed(0)
+    allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+    parts = _Parts(device, dtype)
+    with current(device):
+        errors = {f"its MLP with {act}": parts.mlp_error(ops, act, gated=gated)}
+        errors |= {f"its {name}": error for name, error in parts.qkv_errors(ops).items()}
+    for name, error in errors.items():
+        if not error <= allowed:  # NaN is not <= anything
+            raise ValueError(f"{name} is off by {error:.1e} of the same in float32")
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
 
-    def layer(inputs: int, outputs: int) -> nn.Linear:
+class _Parts:
+    """A small block with random weights on ``device``."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._device, self._dtype = device, dtype
+        self._hidden = self._random(_ROWS, _HIDDEN)
+        weight, bias = self._random(_HIDDEN), self._random(_HIDDEN)
+        self._norm = NormWeights(weight, bias, 1e-6)
+        self._exact_norm = NormWeights(weight.float(), bias.float(), 1e-6)
+
+    def mlp_error(self, ops: Ops, act: str, *, gated: bool) -> float:
+        """Relative error of what is left in the residual."""
+        ups, down = [self._layer(_HIDDEN, 208) for _ in range(1 + gated)], self._layer(208, _HIDDEN)
+        exact_ups, exact_down = [deepcopy(up).float() for up in ups], deepcopy(down).float()
+        wanted, got = self._hidden.float(), self._hidden.clone()
+        Ops().add_mlp_(wanted, self._exact_norm, Ops().lay_out_mlp(exact_ups, exact_down, act))
+        bias = down.bias.clone()
+        ops.add_mlp_(got, self._norm, ops.lay_out_mlp(ups, down, act))
+        if ops.defers_bias:
+            got += bias
+        return _off_by(got, wanted)
+
+    def qkv_errors(self, ops: Ops) -> dict[str, float]:
+        """Of scores, for the values of a head may be in any order, and of v."""
+        layer = self._layer(_HIDDEN, 3 * _HIDDEN)
+        exact_layer = deepcopy(layer).float()
+        positions = torch.stack([torch.arange(_ROWS), torch.arange(_ROWS).flip(0) * 3], dim=1).to(self._device)
+        frequencies = inverse_frequencies(_HIDDEN // _HEADS, 10_000.0, self._device)
+
+        def scores_and_v(which: Ops, norm: NormWeights, layer: nn.Linear, hidden: torch.Tensor) -> list[torch.Tensor]:
+            weights = which.lay_out_qkv(layer, _HEADS, frequencies)
+            rotary = which.rotary(positions, frequencies, _HIDDEN // _HEADS)
+            q_NHD, k_NHD, v_NHD = which.rotated_qkv(hidden, norm, weights, rotary).float().unbind(1)
+            return [torch.einsum("mhd,nhd->hmn", q_NHD, k_NHD), v_NHD]
+
+        wanted = scores_and_v(Ops(), self._exact_norm, exact_layer, self._hidden.float())
+        got = scores_and_v(ops, self._norm, layer, self._hidden)
+        return {name: _off_by(*pair) for name, *pair in zip(("scores", "values"), got, wanted, strict=True)}
+
+    def _random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator).to(self._device, self._dtype)
+
+    def _layer(self, inputs: int, outputs: int) -> nn.Linear:
         made = nn.Linear(inputs, outputs, device="meta")
-        made.weight, made.bias = (nn.Parameter(v) for v in (random(outputs, inputs) * inputs**-0.5, random(outputs)))
+        weight, bias = self._random(outputs, inputs) * inputs**-0.5, self._random(outputs)
+        made.weight, made.bias = (nn.Parameter(values, requires_grad=False) for values in (weight, bias))
         return made
 
-    hidden, ups, down = random(72, 128), [layer(128, 208) for _ in range(1 + gated)], layer(208, 128)
-    weight, bias = random(128), random(128)
-    wanted, got = hidden.float(), hidden.clone()
-    exact_ups, exact_down = [deepcopy(up).float() for up in ups], deepcopy(down).float()
-    exact_norm = NormWeights(weight.float(), bias.float(), 1e-6)
-    Ops().add_mlp_(wanted, exact_norm, Ops().lay_out_mlp(exact_ups, exact_down, act))
-    with current(device):
-        ops.add_mlp_(got, NormWeights(weight, bias, 1e-6), ops.lay_out_mlp(ups, down, act))
-    if ops.defers_bias:
-        got += down.bias
-    off = float((got.float() - wanted).norm() / wanted.norm())
-    if not off <= (TOLERANCES[dtype] if tolerance is None else tolerance):  # NaN is not <= anything
-        raise ValueError(f"its MLP with {act} is off by {off:.1e} of the same in float32")
+
+def _off_by(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.float() - wanted).norm() / wanted.norm())

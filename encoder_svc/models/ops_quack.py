@@ -1,89 +1,153 @@
-"""Operations of a Hopper GPU with quack-kernels, which flash-attn-4 brings: activations inside the matrix product."""
+"""Operations of a Hopper GPU with quack-kernels, which flash-attn-4 brings: rotation and activation inside the matrix
+products that make what is rotated and activated.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+import torch.nn.functional as F
 
-from encoder_svc.models.ops import LinearWeights, MlpWeights, NormWeights
+from encoder_svc.models.ops import LinearWeights, MlpWeights, NormWeights, QkvWeights, Rotary
 from encoder_svc.models.ops_triton import TritonOps
+from encoder_svc.models.quack_tiles import TILE_ROWS, tile_width
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
-_ACTIVATIONS: Final = {
-    "quick_gelu": "quick_gelu",
-    "gelu_pytorch_tanh": "gelu_tanh_approx",
-    "gelu": "gelu_erf",
-    "silu": "silu",
-}
-_GATED: Final = {"silu": "swiglu"}
-
-
-# Where quack's product is the faster one, in patches (docs/performance.md): below, cuBLAS has tiles that fill the GPU.
-_MIN_ROWS: Final = 2_048
+# Where quack's product is the faster one for sums onto a residual, in patches (docs/performance.md); and only where the
+# sum is not much longer than a row.
 _MIN_ROWS_ADDED: Final = 8_192
+_MAX_INPUTS_AN_OUTPUT: Final = 2
 
 
 class QuackOps(TritonOps):
-    """fp16 and bf16."""
+    """fp16 and bf16.
+
+    Args:
+        rotates_in_product: q and k leave :meth:`rotated_qkv`'s product rotated. The rows of their weights are then
+            reordered so that the two values of each pair are neighbours.
+    """
 
     name = "quack"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, rotates_in_product: bool = True) -> None:
         super().__init__(device)
-        from quack.gemm_config import GemmConfig
-        from quack.gemm_interface import gemm, gemm_act, gemm_add_inplace
+        from encoder_svc.models import quack_epilogues
 
-        self._gemm: Callable[..., torch.Tensor] = gemm
-        self._gemm_act: Callable[..., Any] = gemm_act
-        self._gemm_add: Callable[..., None] = gemm_add_inplace
-        self._large_tiles = GemmConfig(
-            tile_m=256, tile_n=160, cluster_m=1, cluster_n=1, pingpong=False, is_dynamic_persistent=False
-        )
-        self._num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self._epilogues: Any = quack_epilogues
+        self._num_sms: int = torch.cuda.get_device_properties(device).multi_processor_count
+        self._rotates_in_product = rotates_in_product
+
+    def lay_out_qkv(self, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor) -> QkvWeights:
+        if not self._rotates_in_product:
+            return super().lay_out_qkv(qkv, num_heads, inverse_frequencies)
+        weight, bias = (_pairs_side_by_side(values.detach(), num_heads) for values in (qkv.weight, qkv.bias))
+        head_size = len(weight) // (3 * num_heads)
+        turns = _turns(inverse_frequencies, num_heads, head_size)
+        return QkvWeights(LinearWeights(weight, bias), num_heads, turns)
+
+    def rotary(self, position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, head_size: int) -> Rotary:
+        """Rows and columns, float32 [1, N] each; where the product does not rotate, cos and sin."""
+        if not self._rotates_in_product:
+            return super().rotary(position_ids, inverse_frequencies, head_size)
+        rows, columns = position_ids.t().float().split(1)
+        return rows, columns
+
+    def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
+        if weights.turns is None:
+            return super().rotated_qkv(x_NC, norm, weights, rotary)
+        operands = dict(zip(("row", "column", "row_turns", "column_turns"), (*rotary, *weights.turns), strict=True))
+        qkv = self._product("rotated", self.norm(x_NC, norm), weights.linear, operands)
+        return qkv.view(len(qkv), 3, weights.num_heads, -1)
 
     def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
-        """As Triton wants it, but with gate and up values next to each other, as quack pairs them."""
+        """As Triton wants it, but with gate and up values next to each other, as the epilogue pairs them."""
         mlp = super().lay_out_mlp(ups, down, act)
-        if not mlp.gated or act not in _GATED:
+        if not mlp.gated or not hasattr(self._epilogues, _epilogue(mlp)):
             return mlp
         weight, bias = (torch.stack(part.chunk(2), dim=1).flatten(0, 1) for part in (mlp.up.weight, mlp.up.bias))
         return MlpWeights(LinearWeights(weight, bias), mlp.down, act, gated=True)
 
-    def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
-        if len(x) < _MIN_ROWS:
-            return super().linear(x, weights)
-        return self._gemm(x, weights.weight.t(), bias=weights.bias, tuned=False)
-
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
         outputs, inputs = weights.weight.shape
-        # cuBLAS is the faster one where the sum is long.
-        if len(x) < _MIN_ROWS_ADDED or inputs > outputs:
+        if len(x) < _MIN_ROWS_ADDED or inputs > _MAX_INPUTS_AN_OUTPUT * outputs:
             super().add_linear_(hidden_NC, x, weights)
         else:
-            self._gemm_add(x, weights.weight.t(), hidden_NC, tuned=False)
+            self._run("added", x, weights.weight, hidden_NC, hidden_NC, {})
 
     def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
-        activation = (_GATED if mlp.gated else _ACTIVATIONS).get(mlp.act)
-        if activation is None:
+        epilogue = _epilogue(mlp)
+        if not hasattr(self._epilogues, epilogue):
             super().add_mlp_(hidden_NC, norm, mlp)
             return
-        _, x = self._gemm_act(
-            self.norm(hidden_NC, norm),
-            mlp.up.weight.t(),
-            bias=mlp.up.bias,
-            activation=activation,
-            store_preact=False,
-            tuned=False,
-            config=self._large_tiles if self._fits_at_once(len(hidden_NC), len(mlp.up.weight)) else None,
-        )
-        self.add_linear_(hidden_NC, x, mlp.down)
+        self.add_linear_(hidden_NC, self._product(epilogue, self.norm(hidden_NC, norm), mlp.up, {}), mlp.down)
 
-    def _fits_at_once(self, num_rows: int, outputs: int) -> bool:
-        """Whether large tiles, slower each, make one wave where smaller ones make two."""
-        large: int = -(-num_rows // self._large_tiles.tile_m) * -(-outputs // self._large_tiles.tile_n)
-        return num_rows > self._large_tiles.tile_m and large <= self._num_sms
+    def _product(
+        self, epilogue: str, x: torch.Tensor, weights: LinearWeights, operands: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """What ``epilogue`` makes of ``x Wᵀ``, bias included."""
+        outputs = len(weights.weight)
+        operands = {**operands, "bias": weights.bias[None]}
+        if epilogue.endswith(_GATED):
+            out = operands["gated"] = x.new_empty((len(x), outputs // 2))
+            self._run(epilogue, x, weights.weight, None, None, operands)
+        else:
+            out = x.new_empty((len(x), outputs))
+            self._run(epilogue, x, weights.weight, out, None, operands)
+        return out
+
+    def _run(
+        self,
+        epilogue: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        out: torch.Tensor | None,
+        summand: torch.Tensor | None,
+        operands: dict[str, torch.Tensor],
+    ) -> None:
+        getattr(self._epilogues, epilogue).gemm(
+            x,
+            weight,
+            out,
+            summand,
+            epi_args=operands,
+            tile_M=TILE_ROWS,
+            tile_N=tile_width(len(x), len(weight), self._num_sms),
+            cluster_M=2,
+            cluster_N=1,
+            pingpong=True,
+        )
+
+
+_GATED: Final = "_gated"
+
+
+def _epilogue(mlp: MlpWeights) -> str:
+    """The name that an activation has, or would have, in models/quack_epilogues.py."""
+    return f"{mlp.act}{_GATED if mlp.gated else ''}"
+
+
+def _pairs_side_by_side(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Weight or bias rows of q, k and v; those of q and k with value i of a head's second half after i of its first."""
+    heads = rows.unflatten(0, (3, num_heads, -1))
+    paired = torch.stack(heads[:2].chunk(2, dim=2), dim=3).flatten(2, 3)
+    return torch.cat([paired, heads[2:]]).flatten(0, 2)
+
+
+def _turns(inverse_frequencies: torch.Tensor, num_heads: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """By how much of a turn a step down, and one to the right, rotates each value of q, k and v: float32 [1, 3 H D]."""
+    step = inverse_frequencies.double() / (2 * math.pi)
+    still = torch.zeros_like(step)
+    padding = head_size // 2 - 2 * len(step)
+    v_size = num_heads * head_size
+
+    def layer(pairs: torch.Tensor) -> torch.Tensor:
+        head = F.pad(pairs, (0, padding)).repeat_interleave(2)
+        return F.pad(head.repeat(2 * num_heads), (0, v_size)).float()[None]
+
+    return layer(torch.cat([step, still])), layer(torch.cat([still, step]))

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from encoder_svc.images.types import GridThw
-    from encoder_svc.models.ops import Rotary
 
 
-def rotary_embedding(position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, padded_head_size: int) -> Rotary:
+def rotary_embedding(
+    position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, padded_head_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of 2-D rotary position embeddings, float32 [N, padded_head_size / 2].
 
     The first half of these angles follow the patch's row, the second its column. Source: RoFormer (Su et al., 2021), in

@@ -30,13 +30,37 @@ class Broken(Ops):
         hidden_NC[0, 0] = float("nan")
 
 
+class Unrotated(Ops):
+    def rotate_(self, qkv_N3HD, rotary):
+        pass
+
+
+class Transposed(Ops):
+    """Takes rows for columns."""
+
+    def rotary(self, position_ids, inverse_frequencies, head_size):
+        return super().rotary(position_ids.flip(1), inverse_frequencies, head_size)
+
+
+class Reordered(Ops):
+    """The values of each rotated head the other way round."""
+
+    def rotated_qkv(self, x_NC, norm, weights, rotary):
+        q, k, v = super().rotated_qkv(x_NC, norm, weights, rotary).unbind(1)
+        return torch.stack([q.flip(-1), k.flip(-1), v], dim=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_reference_passes_its_own_check(dtype: torch.dtype, gated: bool) -> None:
     check(Ops(), CPU, dtype, "silu", gated=gated)
 
 
-@pytest.mark.parametrize("ops", [Wrong(), Broken()])
+def test_the_order_of_a_rotated_heads_values_is_free() -> None:
+    check(Reordered(), CPU, torch.float32, "silu", gated=True)
+
+
+@pytest.mark.parametrize("ops", [Wrong(), Broken(), Unrotated(), Transposed()])
 def test_what_computes_something_else_fails_the_check(ops: Ops) -> None:
     with pytest.raises(ValueError, match="off by"):
         check(ops, CPU, torch.float32, "gelu", gated=False)

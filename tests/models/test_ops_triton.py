@@ -113,20 +113,14 @@ def test_interpolated_rows_are_added(ops: TritonOps, dtype: torch.dtype) -> None
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("head_size", [16, 64, 72, 80, 128])
+@pytest.mark.parametrize("head_size", [8, 16, 64, 72, 80, 128])
 @pytest.mark.parametrize("lengths", [(64,) * 5, (64, 16, 8, 64, 4), (1, 63), (64, 0, 0, 32, 0)], ids=str)
-def test_rotated_windows_are_naive_attention_on_rotated_input(
-    head_size: int, lengths: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_windows_are_naive_attention(head_size: int, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
     from encoder_svc.attention.triton_windows import WindowAttention
 
     heads, scale = 2, 72**-0.5
     qkv = random(sum(lengths), 3, heads, head_size, dtype=dtype)
-    angles = random(sum(lengths), head_size // 2, seed=1) * 10
-    rotary = (angles.cos(), angles.sin())
-    got = WindowAttention(heads, head_size, scale)(qkv, rotary, PackedSequences.of(lengths).to(DEVICE))
-    exact = qkv.float()
-    Ops().rotate_(exact, rotary)
+    got = WindowAttention(heads, head_size, scale)(qkv, PackedSequences.of(lengths).to(DEVICE))
     naive = TorchNaive(num_heads=heads, head_size=head_size, scale=scale, num_kv_heads=heads, causal=False)
     real = PackedSequences.of([length for length in lengths if length]).to(DEVICE)
-    assert off_by(got, naive.forward(*exact.unbind(1), *real)) <= TOLERANCES[dtype]
+    assert off_by(got, naive.forward(*qkv.float().unbind(1), *real)) <= TOLERANCES[dtype]

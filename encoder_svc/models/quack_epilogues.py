@@ -1,0 +1,87 @@
+"""What the matrix products of models/ops_quack.py do to a sum before it is stored. Imported only by it, for it needs
+quack-kernels and nvidia-cutlass-dsl.
+
+Each function is traced once for one value of the sum, ``acc``, in float32, or for two neighbours of a row where it
+unpacks them; the other arguments are what its ``ops`` load for that value's row or column.
+"""
+
+# The kernels' language has its own semantics and no types.
+# mypy: ignore-errors
+# ruff: noqa: ANN001, ANN201
+
+from cutlass import cute
+from quack.epilogue import gemm_epilogue, pack, unpack
+from quack.epilogue.ops import ColVecLoad, RowVecLoad
+
+# Adding and taking away 1.5 · 2²³ rounds a float32 to the nearest integer.
+_ROUNDING = 12582912.0
+_TURN = 6.283185307179586
+
+
+@gemm_epilogue(
+    ops={
+        "row": ColVecLoad("row"),
+        "column": ColVecLoad("column"),
+        "row_turns": RowVecLoad("row_turns"),
+        "column_turns": RowVecLoad("column_turns"),
+        "bias": RowVecLoad("bias"),
+    },
+    mode="acc_pair",
+)
+def rotated(acc, row, column, row_turns, column_turns, bias):
+    """acc + bias, each two neighbours rotated by row · row_turns + column · column_turns whole turns."""
+    first, second = unpack(acc + bias)
+    row_turn, _ = unpack(row_turns)
+    column_turn, _ = unpack(column_turns)
+    turns = cute.math.fma(row, row_turn, column * column_turn)
+    # Less than half a turn, where the GPU's own sine and cosine are exact to 2⁻²⁰.
+    nearest = cute.math.fma(turns, 1.0, _ROUNDING) - _ROUNDING
+    angle = (turns - nearest) * _TURN
+    sin = cute.math.sin(angle, fastmath=True)
+    cos = cute.math.cos(angle, fastmath=True)
+    return {"D": pack(first * cos - second * sin, second * cos + first * sin)}
+
+
+@gemm_epilogue()
+def added(acc, c):
+    """c + acc."""
+    return {"D": acc + c}
+
+
+# By the names of Hugging Face configs. sigmoid(x) is ½ tanh(x / 2) + ½, and tanh one instruction.
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def quick_gelu(acc, bias):
+    """x sigmoid(1.702 x) of x = acc + bias."""
+    x = acc + bias
+    return {"D": x * (0.5 * cute.math.tanh(0.851 * x, fastmath=True) + 0.5)}
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def gelu_pytorch_tanh(acc, bias):
+    """GELU (Hendrycks and Gimpel, 2016) by its approximation with tanh."""
+    x = acc + bias
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return {"D": x * (0.5 * cute.math.tanh(inner, fastmath=True) + 0.5)}
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def gelu(acc, bias):
+    """GELU by the error function."""
+    x = acc + bias
+    return {"D": 0.5 * x * (1.0 + cute.math.erf(0.7071067811865476 * x, fastmath=True))}
+
+
+@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
+def silu(acc, bias):
+    """x sigmoid(x) of x = acc + bias."""
+    x = acc + bias
+    return {"D": x * (0.5 * cute.math.tanh(0.5 * x, fastmath=True) + 0.5)}
+
+
+@gemm_epilogue(outputs=("gated",), ops={"bias": RowVecLoad("bias")}, mode="acc_pair")
+def silu_gated(acc, bias):
+    """silu(gate) · up of neighbours (gate, up) = acc + bias: half as many columns (Shazeer, 2020)."""
+    gate, up = unpack(acc + bias)
+    return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}
