@@ -178,11 +178,11 @@ async def test_what_the_host_resizes_does_not_wait_for_room(tiny_checkpoint: Cal
         AsyncEncoderClient(target) as client,
     ):
         gate = threading.Event()
-        watch_batches(pipeline, gate)
-        calls = [asyncio.create_task(client.encode([image], timeout_s=60)) for image in (noise(80, 80), noise(90, 90))]
-        while not pipeline.decoded.held:
+        seen = watch_batches(pipeline, gate)
+        calls = [asyncio.create_task(client.encode([noise(80, 80)], timeout_s=60))]
+        while not seen:
             await asyncio.sleep(0.01)
-        calls.append(asyncio.create_task(client.encode([values], timeout_s=60)))
+        calls += [asyncio.create_task(client.encode([image], timeout_s=60)) for image in (noise(90, 90), values)]
         while not pipeline.engine.queued_images:
             await asyncio.sleep(0.01)
         assert pipeline.decoded.held == 80 * 80 * 3
