@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from support.server import running_server
+from support.server import metrics_url, running_server
+from support.watch import Watch
 
 if TYPE_CHECKING:
     import psutil
@@ -66,17 +67,27 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         make_model(model, arguments)
     mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
     ratios = []
-    options = ["--device", arguments.device, "--dtype", arguments.dtype, *arguments.serve]
-    with running_server(model, options, folder / "server.log") as (server, target):
+    options = ["--device", arguments.device, "--dtype", arguments.dtype, "--metrics-port", "0", *arguments.serve]
+    log = folder / "server.log"
+    with running_server(model, options, log) as (server, target):
         for _ in range(arguments.rounds):
             alone = in_a_process(model, arguments)
-            served = load(server, target, mix, arguments, folder)
+            with Watch(metrics_url(log)) as watch:
+                served = load(server, target, mix, arguments, folder)
+            watched = watch.summary()
             ratios.append(served["patches_per_s"] / alone["patches_per_s"])
             print(f"loop    {describe(alone)}")
             print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
+            if watched:
+                print(f"  device busy {watched['device_busy']:.3f}; threads busy, by stage: {table(watched['cores'])}")
+                print(f"  milliseconds of an image, by stage: {table(watched['stages_ms'])}", flush=True)
     name = arguments.model.name if arguments.model else f"{arguments.family} {arguments.dimensions}"
     print(f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients")
     print(f"served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
+
+
+def table(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def make_model(folder: Path, arguments: argparse.Namespace) -> None:

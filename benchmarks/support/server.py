@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -35,3 +36,10 @@ def running_server(model: Path, options: list[str], log: Path) -> Iterator[tuple
             yield psutil.Process(server.pid), f"127.0.0.1:{wait_for_port(server, log)}"
         finally:
             server.terminate()
+
+
+def metrics_url(log: Path) -> str:
+    """Where a server that was started with ``--metrics-port 0`` says that its metrics are."""
+    found = re.search(r"metrics and the status page: (http://\S+)", log.read_text())
+    assert found is not None, "the server was started without metrics"
+    return found[1]
