@@ -122,13 +122,14 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     from encoder_svc.engine.runner import DeviceRunner
     from encoder_svc.images.types import EncodedImageBytes
     from encoder_svc.observability.metrics import Metrics
+    from encoder_svc.observability.start import StartPhases
     from encoder_svc.server.allocator import use_one_heap
     from encoder_svc.server.loading import Loader
 
     use_one_heap()
     flags = {"device": arguments.device, "dtype": arguments.dtype, **serve_flags(arguments.serve)}
     config = load_config(flags=flags, environment={}).config
-    loader = Loader(config, str(arguments.loop), Metrics())
+    loader = Loader(config, str(arguments.loop), Metrics(), StartPhases(0.0))
     tower = loader.load_tower()
     processor = tower.workflow.load_input_processor()(tower.settings, loader.limits)
     number = arguments.batch_images or arguments.clients

@@ -19,7 +19,7 @@ from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
 from encoder_svc.engine.memory import measure, rehearse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from encoder_svc.engine.builder import Batch
     from encoder_svc.engine.memory import MemoryBudget
@@ -118,13 +118,21 @@ class DeviceRunner:
         self.gaps = LayerGaps(tower.encoder) if self._lanes is None else None
 
     @torch.inference_mode()
-    def warm_up(self, *, graph_max_patches: int, memory_fraction: float, max_batch_patches: int) -> int:
+    def warm_up(
+        self,
+        *,
+        graph_max_patches: int,
+        memory_fraction: float,
+        max_batch_patches: int,
+        phase_ended: Callable[[str], None] = lambda phase: None,
+    ) -> int:
         """Captures graphs, measures what a forward takes, and runs the largest batch once, so that its memory is had.
 
         Args:
             graph_max_patches: of a batch that runs as a CUDA graph; 0 for no graphs.
             memory_fraction: of the device's free memory that batches may take.
             max_batch_patches: the operator's bound.
+            phase_ended: is told of ``"graphs"`` and ``"memory"`` once they are done.
 
         Returns:
             The largest batch, in patches: the operator's bound or what fits.
@@ -136,10 +144,12 @@ class DeviceRunner:
         with torch.cuda.device(tower.device):
             if graph_max_patches:
                 self._capture(graph_max_patches, self._lanes.compute)
+                phase_ended("graphs")
             with torch.cuda.stream(self._lanes.compute):
                 self.budget = measure(tower, fraction=memory_fraction, in_flight=self.depth)
                 limit = min(self.budget.max_patches, max_batch_patches)
                 rehearse(tower, limit)
+            phase_ended("memory")
         logger.info(
             "memory budget: %.1f KiB a patch at the peak and %d MiB beside, %.1f GiB free, %.0f %% of it for batches: "
             "%d patches fit; batches hold %d at most",

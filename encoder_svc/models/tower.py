@@ -16,7 +16,7 @@ from encoder_svc.models.layers import Mlp
 from encoder_svc.models.ops_choice import describe, ops_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from encoder_svc.images.processor import ProcessorSettings
     from encoder_svc.models.base import VisionEncoder
@@ -63,12 +63,14 @@ def load_tower(
     quantisation: str = "none",
     graph_buckets: Sequence[int] = (),
     progress: Progress | None = None,
+    phase_ended: Callable[[str], None] = lambda phase: None,
 ) -> VisionTower:
     """Builds the checkpoint's encoder on ``attention`` and reads its weights.
 
     Args:
         quantisation: see :func:`encoder_svc.models.ops_choice.refuse_quantisation`.
         graph_buckets: patches of each graph that will be captured: part of the config hash.
+        phase_ended: is told of ``"weights"`` and ``"operations"`` once they are done.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or of the wrong shape.
@@ -77,11 +79,13 @@ def load_tower(
     with torch.device("meta"):
         encoder = checkpoint.workflow.load_encoder()(checkpoint.config, attention)
     revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
+    phase_ended("weights")
     mlp = encoder.blocks[0].mlp
     assert isinstance(mlp, Mlp)
     ops = ops_for(torch.device(device), TORCH_DTYPES[dtype], mlp.act, gated=mlp.is_gated, quantisation=quantisation)
     logger.info("operations: %s", describe(ops))
     encoder.prepare(ops, mean=settings.image_mean, std=settings.image_std)
+    phase_ended("operations")
     selection = attention.selection
     factors = ConfigFactors(
         backend=selection.backend,

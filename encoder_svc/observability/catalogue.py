@@ -356,6 +356,16 @@ _PROCESS = MetricGroup(
             when_it_moves="0 without a roll-out: read the log; the checkpoint, the device or the drain is the cause.",
         ),
         MetricDefinition(
+            name="encoder_start_seconds",
+            kind="gauge",
+            unit="seconds",
+            labels=_labels("phase"),
+            meaning="How long each phase of the start took, from the start of the process until it served; phases "
+            "follow each other, and together are the whole. Not there before that.",
+            when_it_moves="`attention`, `operations` and `graphs` far above other replicas': kernels were compiled; "
+            "keep `--kernel-cache-dir` on a volume. `weights`, `checkpoint`: the disk or a download.",
+        ),
+        MetricDefinition(
             name="encoder_draining",
             kind="gauge",
             unit="0 or 1",

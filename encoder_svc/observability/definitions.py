@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from encoder_svc.errors import CODE_NUMBERS, Reason
 from encoder_svc.observability.stages import STAGES
+from encoder_svc.observability.start import PHASES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +35,7 @@ LABEL_VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "code": ("OK", *CODE_NUMBERS),
     "reason": ("", *(str(reason) for reason in Reason)),
     "stage": STAGES,
+    "phase": PHASES,
     "transport": TRANSPORTS,
 }
 """All that a label may hold, for labels of more than one metric. Nothing that a caller sends is ever among them."""

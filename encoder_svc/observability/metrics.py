@@ -100,6 +100,10 @@ class Metrics:
         assert labels.keys() == METRICS["encoder_build_info"].labels.keys()
         self._state.build_info = labels
 
+    def set_start(self, seconds: Mapping[str, float]) -> None:
+        """Says how long each phase of the start took."""
+        self._state.start_s = seconds
+
     def read_at_scrape(self, sources: Mapping[str, Callable[[], float]]) -> None:
         """From now on each of these metrics, by name, is what its function returns when a scrape comes. The functions
         run in the scrape's thread: they read numbers and change nothing."""
@@ -141,6 +145,7 @@ class _State:
     def __init__(self) -> None:
         self.sources: dict[str, Callable[[], float]] = {}
         self.build_info: dict[str, str] | None = None
+        self.start_s: Mapping[str, float] | None = None
 
     def collect(self) -> Iterator[Metric]:
         for name, read in list(self.sources.items()):
@@ -151,4 +156,10 @@ class _State:
             info = METRICS["encoder_build_info"]
             gauge = GaugeMetricFamily(info.name, info.meaning, labels=tuple(info.labels))
             gauge.add_metric([self.build_info[label] for label in info.labels], 1)
+            yield gauge
+        if self.start_s is not None:
+            start = METRICS["encoder_start_seconds"]
+            gauge = GaugeMetricFamily(start.name, start.meaning, labels=tuple(start.labels))
+            for phase, seconds in self.start_s.items():
+                gauge.add_metric([phase], seconds)
             yield gauge

@@ -26,6 +26,7 @@ from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
+from encoder_svc.observability.start import StartPhases, process_age_s
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.server.address import bare_host, listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
@@ -83,7 +84,9 @@ def run_server(loaded: LoadedConfig) -> int:
         model = _model(config, temporary)
         metrics = Metrics()
         tracer = _tracer() if config.tracing else None
-        server = Server(config, Loader(config, model, metrics), Observer(metrics, tracer))
+        phases = StartPhases(process_age_s())
+        phases.end("imports")
+        server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer))
         code = asyncio.run(server.run())
         if tracer is not None:
             tracer.close()
@@ -153,6 +156,10 @@ class Server:
         self._metrics.read_at_scrape(pipeline_gauges(pipeline))
         self._servicer.open(pipeline)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        phases = self._loader.phases
+        phases.end("first_image")
+        self._metrics.set_start(phases.seconds())
+        logger.info("started in %s", phases.describe())
         logger.info("serving %s on %s:%d", pipeline.tower.model, self._config.host, port)
         await self._until_stopped_or_broken(pipeline)
         return await self._drain(server, pipeline)

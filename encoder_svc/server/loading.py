@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from encoder_svc.config import Config
     from encoder_svc.engine.work import Work
     from encoder_svc.observability.metrics import Metrics
+    from encoder_svc.observability.start import StartPhases
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,17 @@ _MAX_BATCH_PATCHES_ON_CPU = 4_096
 class Loader:
     """What is decided before a weight is read, and :meth:`load`, which reads them."""
 
-    def __init__(self, config: Config, model: str, metrics: Metrics) -> None:
+    def __init__(self, config: Config, model: str, metrics: Metrics, phases: StartPhases) -> None:
         """
+        Args:
+            phases: of the process's start so far; :meth:`load` ends all but the last.
+
         Raises:
             StartupError: the checkpoint, the device or the attention backend cannot be served.
         """
         self._config = config
         self._metrics = metrics
+        self.phases = phases
         self.limits = Limits(
             max_image_bytes=config.max_image_bytes,
             max_request_bytes=config.max_request_bytes,
@@ -72,7 +77,9 @@ class Loader:
         self._device = resolve_device(config.device)
         self._platform = platform_for_device(self._device, platform_switches(config))
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
+        phases.end("device")
         self._checkpoint = Checkpoint(model, revision=config.revision)
+        phases.end("checkpoint")
         self._attention = make_attention(
             self._checkpoint,
             platform=self._platform,
@@ -81,6 +88,7 @@ class Loader:
             flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
             device=self._device,
         )
+        phases.end("attention")
         refuse_quantisation(config.quantization, self._device, self._dtype)
         self._settings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
@@ -104,29 +112,23 @@ class Loader:
         Raises:
             CheckpointError: a tensor is missing, surplus or of the wrong shape.
         """
-        started_s = time.perf_counter()
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         loop = asyncio.get_running_loop()
         tower = await loop.run_in_executor(thread, self.load_tower)
-        loaded_s = time.perf_counter()
         runner = DeviceRunner(tower)
         max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
         thread.shutdown()
-        warm_s = time.perf_counter()
         pipeline = self._pipeline(tower, runner, max_batch_patches)
         photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
         plan = pipeline.processor.plan(EncodedImageBytes(photograph))
         await pipeline.engine.encode(await asyncio.to_thread(plan.process))
         logger.info(
-            "loaded %s (%s, %s on %s) in %.2f s, warm-up in %.2f s, first image in %.2f s",
+            "loaded %s (%s, %s on %s)",
             tower.model,
             tower.workflow.model_type,
             tower.dtype,
             self._platform.device_name(),
-            loaded_s - started_s,
-            warm_s - loaded_s,
-            time.perf_counter() - warm_s,
         )
         return pipeline
 
@@ -144,6 +146,7 @@ class Loader:
             quantisation=config.quantization,
             graph_buckets=bucket_sizes(graph_max_patches, merge_size**2) if self._device.startswith("cuda") else (),
             progress=_progress_bar,
+            phase_ended=self.phases.end,
         )
 
     def _warm_up(self, runner: DeviceRunner) -> int:
@@ -153,6 +156,7 @@ class Loader:
             graph_max_patches=config.cuda_graph_max_patches,
             memory_fraction=config.memory_fraction,
             max_batch_patches=config.max_batch_patches or default,
+            phase_ended=self.phases.end,
         )
 
     def _pipeline(self, tower: VisionTower, runner: DeviceRunner, max_batch_patches: int) -> Pipeline:

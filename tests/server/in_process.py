@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from encoder_svc.config import load_config
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
+from encoder_svc.observability.start import StartPhases
 from encoder_svc.server.app import Server
 from encoder_svc.server.loading import Loader
 
@@ -33,7 +34,7 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     flags = {"device": "cpu", "dtype": "float32", "cache_bytes": 0, "port": port, **options}
     config = load_config(flags=flags, environment={}).config
     metrics = Metrics()
-    server = Server(config, Loader(config, str(model), metrics), Observer(metrics))
+    server = Server(config, Loader(config, str(model), metrics, StartPhases(0.0)), Observer(metrics))
     running = asyncio.create_task(server.run())
     while server._servicer._pipeline is None:
         await asyncio.sleep(0.01)
