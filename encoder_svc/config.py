@@ -10,6 +10,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from encoder_svc.errors import ConfigError
@@ -17,7 +18,6 @@ from encoder_svc.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from dataclasses import Field
-    from pathlib import Path
 
 ENVIRONMENT_PREFIX: Final = "ENCODER_"
 
@@ -103,8 +103,11 @@ def _port(value: Any) -> int:
     return number
 
 
-def _option(default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "metavar": metavar, "help": help_text})
+def _option(
+    default: Any, parse: Callable[[Any], Any], metavar: str, help_text: str, *, may_be_empty: bool = False
+) -> Any:
+    metadata = {"parse": parse, "metavar": metavar, "help": help_text, "may_be_empty": may_be_empty}
+    return field(default=default, metadata=metadata)
 
 
 # Beyond it Pillow refuses by itself (twice Image.MAX_IMAGE_PIXELS).
@@ -212,6 +215,14 @@ class Config:
         "KIND",
         "of matrix products: none, or fp8 (e4m3, a scale for each row) on NVIDIA GPUs of capability 8.9 and more",
     )
+    kernel_cache_dir: str | None = _option(
+        None,
+        _text,
+        "DIR",
+        "on a GPU: where compiled kernels are kept between starts, a folder that nobody else may write; empty for "
+        "nowhere; without it encoder-svc in $XDG_CACHE_HOME or ~/.cache",
+        may_be_empty=True,
+    )
     max_batch_images: int = _option(64, _COUNT, "N", "images in one batch")
     max_queued_patches: int = _option(
         1_048_576,
@@ -296,6 +307,29 @@ def tracing_variables() -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
+def kernel_cache_folder(config: Config) -> Path | None:
+    """Where ``kernel_cache_dir`` says, or its default says, that compiled kernels are kept; None for nowhere.
+
+    Not absolute where the default lies in a home and this user has none.
+    """
+    if config.kernel_cache_dir is not None:
+        return Path(config.kernel_cache_dir).absolute() if config.kernel_cache_dir.strip() else None
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # What is not absolute is to be ignored: XDG Base Directory Specification 0.8.
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "encoder-svc"
+
+
+def set_unless_set(variables: Mapping[str, str]) -> dict[str, str]:
+    """Sets variables of other packages, which they read when they are imported, for this process.
+
+    Returns:
+        Those that the operator has set, which stay as they are.
+    """
+    kept = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update({name: value for name, value in variables.items() if name not in kept})
+    return kept
+
+
 def options() -> tuple[Field[Any], ...]:
     """Every option, in the order they are shown in. ``metadata`` holds parse, metavar and help."""
     return fields(Config)
@@ -328,7 +362,7 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
     def take(name: str, value: Any, source: Source, where: str) -> None:
         if value is None:
             return
-        if isinstance(value, str) and not value.strip():
+        if isinstance(value, str) and not value.strip() and not known[name].metadata["may_be_empty"]:
             raise ConfigError(f"{where}: {value!r} is empty.")
         try:
             values[name] = known[name].metadata["parse"](value)

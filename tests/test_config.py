@@ -116,6 +116,7 @@ def test_the_options_are_these() -> None:
         "memory_fraction",
         "cuda_graph_max_patches",
         "quantization",
+        "kernel_cache_dir",
         "max_batch_images",
         "max_queued_patches",
         "max_inflight_images",

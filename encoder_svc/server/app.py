@@ -20,7 +20,7 @@ from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.config import tracing_variables
+from encoder_svc.config import platform_switches, tracing_variables
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
@@ -28,6 +28,8 @@ from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.start import StartPhases, process_age_s
 from encoder_svc.observability.web import metrics_server
+from encoder_svc.platforms import platform_for_device, resolve_device
+from encoder_svc.platforms.kernel_cache import use_kernel_cache
 from encoder_svc.server.address import bare_host, listen_address, why_not
 from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.credentials import server_credentials
@@ -86,6 +88,8 @@ def run_server(loaded: LoadedConfig) -> int:
         tracer = _tracer() if config.tracing else None
         phases = StartPhases(process_age_s())
         phases.end("imports")
+        platform = platform_for_device(resolve_device(config.device), platform_switches(config))
+        use_kernel_cache(config, platform.facts, temporary)
         server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer))
         code = asyncio.run(server.run())
         if tracer is not None:
