@@ -56,8 +56,8 @@ def test_the_phases_add_up_to_the_time_from_the_process_to_serving(
     tiny_checkpoint: Callable[[str], Path], port: int
 ) -> None:
     """Within 5 %, seen from outside: from before the fork until the log says so."""
-    began_s = time.time()
     options = ("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--metrics-port", str(port))
+    began_s = time.time()
     with ServerProcess(*options) as serving:
         said = serving.wait_for_log(r"(\S+ \S+) INFO \S+: started in ([\d.]+) s: (.+)")
         scrape = Scrape.of(port)
