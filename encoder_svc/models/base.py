@@ -226,6 +226,11 @@ class VisionEncoder(nn.Module, abc.ABC):
             shift = block.prepare(ops.of_block(index, len(self.blocks)), shift, self._inverse_frequencies)
             self.prepare_merger(index, shift)
 
+    @property
+    def edge_ops(self) -> Ops:
+        """The operations of the last block and of what reads its output: those that round least."""
+        return self.ops.of_block(len(self.blocks) - 1, len(self.blocks))
+
     def rotary(self, inputs: EncoderInputs) -> Rotary:
         """The rotation of the batch's patches, for all blocks."""
         return self.ops.rotary(inputs.position_ids, self._inverse_frequencies, self.attention.head_size)

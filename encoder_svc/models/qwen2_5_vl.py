@@ -133,7 +133,7 @@ class Qwen25VLEncoder(VisionEncoder):
 
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
         if index == self.config.depth - 1:
-            self.merger.prepare(self.ops, shift)
+            self.merger.prepare(self.edge_ops, shift)
 
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen25VLInputs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from encoder_svc.errors import CheckpointError
@@ -48,10 +49,14 @@ class PatchMerger(nn.Module):
     def prepare(self, ops: Ops, shift: torch.Tensor | None) -> None:
         self._ops = ops
         self._norm = norm_weights(self.ln_q, shift)
+        first, _, last = self.mlp
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        self._first, self._last = ops.lay_out_linear(first), ops.lay_out_linear(last)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        rows: torch.Tensor = self.mlp(self._ops.norm(hidden, self._norm).view(-1, self.merged_size))
-        return rows
+        merged = self._ops.norm(hidden, self._norm).view(-1, self.merged_size)
+        return self._ops.linear(F.gelu(self._ops.linear(merged, self._first)), self._last)
 
 
 class Qwen2VLEncoder(VisionEncoder):
@@ -87,7 +92,7 @@ class Qwen2VLEncoder(VisionEncoder):
 
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
         if index == self.config.depth - 1:
-            self.merger.prepare(self.ops, shift)
+            self.merger.prepare(self.edge_ops, shift)
 
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         rotary = self.rotary(inputs)

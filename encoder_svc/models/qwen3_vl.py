@@ -78,13 +78,13 @@ class PatchMerger(nn.Module):
     def prepare(self, ops: Ops, shift: torch.Tensor | None) -> None:
         self._ops = ops
         self._norm = norm_weights(self.norm, shift)
+        self._first, self._last = ops.lay_out_linear(self.linear_fc1), ops.lay_out_linear(self.linear_fc2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.norm_after_merge:
             hidden = hidden.view(-1, self.merged_size)
         merged = self._ops.norm(hidden, self._norm).view(-1, self.merged_size)
-        rows: torch.Tensor = self.linear_fc2(self.act(self.linear_fc1(merged)))
-        return rows
+        return self._ops.linear(self.act(self._ops.linear(merged, self._first)), self._last)
 
 
 class Qwen3VLEncoder(VisionEncoder):
@@ -142,9 +142,9 @@ class Qwen3VLEncoder(VisionEncoder):
 
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
         if index in self.config.deepstack_blocks:
-            self._deepstack_merger(index).prepare(self.ops, shift)
+            self._deepstack_merger(index).prepare(self.edge_ops, shift)
         if index == self.config.depth - 1:
-            self.merger.prepare(self.ops, shift)
+            self.merger.prepare(self.edge_ops, shift)
 
     def forward(self, segments: Sequence[torch.Tensor], inputs: EncoderInputs) -> torch.Tensor:
         assert isinstance(inputs, Qwen3VLInputs)
