@@ -45,10 +45,10 @@ RUN groupadd --gid 10001 encoder-svc && \
     install --directory --owner=10001 --group=10001 /var/cache/encoder-svc
 ENV ENCODER_HOST=0.0.0.0 \
     ENCODER_METRICS_PORT=9464 \
+    ENCODER_KERNEL_CACHE_DIR=/var/cache/encoder-svc/kernels \
     HOME=/var/cache/encoder-svc \
     HF_HOME=/var/cache/encoder-svc/huggingface \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/encoder-svc/torchinductor \
-    TRITON_CACHE_DIR=/var/cache/encoder-svc/triton \
     XDG_CACHE_HOME=/var/cache/encoder-svc \
     PYTHONDONTWRITEBYTECODE=1
 VOLUME ["/tmp", "/var/cache/encoder-svc"]

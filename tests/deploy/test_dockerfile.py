@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from encoder_svc.config import environment_name, load_config, options
+from encoder_svc.config import environment_name, kernel_cache_folder, load_config, options
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 TEXT = DOCKERFILE.read_text()
@@ -71,3 +72,8 @@ def test_the_server_takes_the_variables_that_the_image_sets() -> None:
     config = load_config(flags={}, environment=environment).config
     assert (config.host, config.metrics_port) == ("0.0.0.0", 9464)
     assert f"EXPOSE {config.port} {config.metrics_port}\n" in stages()["service"][1]
+    [volumes] = re.findall(r"^VOLUME (\[.*\])$", stages()["service"][1], re.MULTILINE)
+    kernels = kernel_cache_folder(config)
+    assert kernels is not None
+    assert str(kernels.parent) in json.loads(volumes)
+    assert "TRITON_CACHE_DIR" not in TEXT, "the server leaves a variable that is set as it is"

@@ -146,6 +146,18 @@ def test_every_selector_finds_the_pods_and_nothing_else(variant: str) -> None:
     assert manifests["Service"]["metadata"]["labels"].items() >= NAME.items()  # the ServiceMonitor looks for it
 
 
+@pytest.mark.parametrize("variant", VARIANTS[1:])
+def test_kernels_are_kept_in_a_folder_within_a_volume_of_their_own(variant: str) -> None:
+    """A volume's root belongs to root and its group may write it: no kernel there would be trusted."""
+    [folder] = [e["value"] for e in container(variant)["env"] if e["name"] == "ENCODER_KERNEL_CACHE_DIR"]
+    [mount] = [mount for mount in container(variant)["volumeMounts"] if mount["name"] == "kernels"]
+    assert Path(folder).parent == Path(mount["mountPath"])
+    assert "readOnly" not in mount
+    [volume] = [volume for volume in pod(variant)["volumes"] if volume["name"] == "kernels"]
+    assert "emptyDir" in volume
+    assert pod(variant)["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+
+
 def test_callers_are_let_in_by_their_own_label() -> None:
     grpc, metrics = render("base")["NetworkPolicy"]["spec"]["ingress"]
     assert grpc == {
@@ -198,10 +210,7 @@ def test_the_adapters_query_is_promql(tmp_path: Path) -> None:
 def test_each_variant_has_its_image_and_its_device(variant: str) -> None:
     target = "cpu" if variant == "base" else Path(variant).name
     assert container(variant)["image"] == f"encoder-svc:{__version__}-{target}"
-    assert (
-        f"\nFROM service{'' if target == 'cpu' else '-gpu'} AS {target}\n"
-        in (KUBERNETES.parents[1] / "Dockerfile").read_text()
-    )
+    assert f"\nFROM service-compiler AS {target}\n" in (KUBERNETES.parents[1] / "Dockerfile").read_text()
     resources = container(variant)["resources"]
     assert {name for name in resources["limits"] if "/" in name} == ({DEVICES[variant]} - {None})
     assert set(resources["requests"]) == set(resources["limits"]) >= {"cpu", "memory"}
