@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.support.arithmetic import count  # noqa: E402
 from benchmarks.support.encoders import Ours, Theirs, lowest_cosine, photographs, relative_error  # noqa: E402
-from benchmarks.support.kernels import profile  # noqa: E402
+from benchmarks.support.kernels import page_faults, profile  # noqa: E402
 from benchmarks.support.timing import interleave, matrix_product_rate  # noqa: E402
 from encoder_svc.models.registry import family_names  # noqa: E402
 from encoder_svc.models.synthetic import make_checkpoint  # noqa: E402
@@ -186,7 +186,9 @@ def measure_errors(
 def print_profile(sides: dict[str, Callable[[], torch.Tensor]], device: torch.device) -> None:
     for name, run in sides.items():
         spent_ms = profile(run, device)
-        print(f"  {name}: " + ", ".join(f"{label} {ms:.2f} ms" for label, ms in spent_ms.items()), flush=True)
+        spent = ", ".join(f"{label} {ms:.2f} ms" for label, ms in spent_ms.items())
+        faults = f"; {page_faults(run)} page faults" if device.type == "cpu" else ""
+        print(f"  {name}: {spent}{faults}", flush=True)
 
 
 def _peak_bytes(run: Callable[[], torch.Tensor], device: torch.device) -> int:

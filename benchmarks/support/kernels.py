@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 # First match wins; names of CUDA kernels, of Triton kernels and of CPU operators.
 CLASSES = (
     ("matrix products", r"gemm"),  # also those that rotate or activate before they store
-    ("attention", r"attention|flash|sdpa|fmha|_fwd|_attn|windows"),
+    ("attention", r"attention|attend|flash|sdpa|fmha|_fwd|_attn|windows"),
     ("rotary", r"rotary|rotate\b"),
     ("norm", r"norm"),
-    ("activation", r"gelu|silu|sigmoid|activate"),
+    ("activation", r"gelu|silu|sigmoid|activate|::gate"),
     ("quantise", r"quanti"),
     ("matrix products", r"gemm|mm\b|mm_|bmm|nvjet|cutlass|linear|convolution|conv3d|xmma"),
     ("copies", r"copy|cat|index|memcpy|memset|gather|contiguous"),
@@ -27,6 +28,13 @@ CLASSES = (
 
 def kernel_class(name: str) -> str:
     return next(label for label, pattern in CLASSES if re.search(pattern, name.lower()))
+
+
+def page_faults(run: Callable[[], object]) -> int:
+    """Pages that one call touches for the first time: memory that it got from the system, free of a clock's noise."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def profile(run: Callable[[], object], device: torch.device) -> dict[str, float]:

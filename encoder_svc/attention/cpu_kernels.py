@@ -62,7 +62,8 @@ class CpuKernels:
         inputs = [x if x.stride()[1:] == (head_size, 1) else x.contiguous() for x in (q_NHD, k_NHD, v_NHD)]
         out_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         tensors = (*inputs, out_NHD)
-        self._library.attend(
+        self._run(
+            "attend",
             *(x.data_ptr() for x in tensors),
             *(x.stride(0) for x in tensors),
             cu_seqlens.data_ptr(),
@@ -70,7 +71,6 @@ class CpuKernels:
             num_heads,
             head_size,
             scale,
-            torch.get_num_threads(),
         )
         return out_NHD
 
@@ -78,7 +78,8 @@ class CpuKernels:
         """Rotates q and k in place; cos and sin are float32 [N, D / 2]."""
         num_patches, _, num_heads, head_size = qkv_N3HD.shape
         assert qkv_N3HD.is_contiguous()
-        self._library.rotate(
+        self._run(
+            "rotate",
             qkv_N3HD.data_ptr(),
             qkv_N3HD.stride(0),
             cos.contiguous().data_ptr(),
@@ -86,21 +87,24 @@ class CpuKernels:
             num_patches,
             2 * num_heads,
             head_size,
-            torch.get_num_threads(),
         )
 
     def gate_(self, x: torch.Tensor, slope: float) -> None:
         """``x · sigmoid(slope · x)`` in place."""
         assert x.is_contiguous()
-        self._library.gate(x.data_ptr(), x.numel(), slope, torch.get_num_threads())
+        self._run("gate", x.data_ptr(), x.numel(), slope)
 
     def rms_norm(self, x_NC: torch.Tensor, weight_C: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm of each row."""
         x_NC = x_NC.contiguous()
         out_NC = torch.empty_like(x_NC)
         pointers = (x.data_ptr() for x in (x_NC, out_NC, weight_C))
-        self._library.rms_norm(*pointers, eps, *x_NC.shape, torch.get_num_threads())
+        self._run("rms_norm", *pointers, eps, *x_NC.shape)
         return out_NC
+
+    def _run(self, name: str, *arguments: float) -> None:
+        with torch.profiler.record_function(f"cpu_kernels::{name}"):
+            getattr(self._library, name)(*arguments, torch.get_num_threads())
 
 
 def are_made_for_this_cpu() -> bool:

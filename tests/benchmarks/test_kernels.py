@@ -1,10 +1,12 @@
-"""Which class of kernel a name belongs to."""
+"""Which class of kernel a name belongs to, and how pages are counted."""
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 
-from benchmarks.support.kernels import kernel_class
+from benchmarks.support.kernels import kernel_class, page_faults
 
 
 @pytest.mark.parametrize(
@@ -21,7 +23,24 @@ from benchmarks.support.kernels import kernel_class
         ("aten::copy_", "copies"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("aten::mul", "elementwise"),
+        ("cpu_kernels::attend", "attention"),
+        ("cpu_kernels::rotate", "rotary"),
+        ("cpu_kernels::gate", "activation"),
+        ("cpu_kernels::rms_norm", "norm"),
     ],
 )
 def test_a_kernel_is_told_by_its_name(name: str, label: str) -> None:
     assert kernel_class(name) == label
+
+
+def test_pages_that_are_touched_first_are_counted() -> None:
+    num_pages = 5_000
+
+    def touch() -> None:
+        with mmap.mmap(-1, num_pages * mmap.PAGESIZE) as memory:
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+            for page in range(num_pages):
+                memory[page * mmap.PAGESIZE] = 1
+
+    assert num_pages <= page_faults(touch) < 2 * num_pages
+    assert page_faults(lambda: None) < num_pages
