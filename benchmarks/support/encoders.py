@@ -41,7 +41,7 @@ class Ours:
         self.tower: VisionTower = load_tower(
             checkpoint,
             checkpoint.processor_settings(resize="torch"),
-            make_attention(checkpoint, platform=platform, dtype=dtype, override=backend, device=device),
+            lambda: make_attention(checkpoint, platform=platform, dtype=dtype, override=backend, device=device),
             platform=platform,
             device=device,
             dtype=dtype,

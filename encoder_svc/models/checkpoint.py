@@ -22,7 +22,7 @@ from encoder_svc.models.base import ConfigReader
 from encoder_svc.models.registry import find_workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from encoder_svc.images.resize import ImageProcessing, ResizeFlavour
     from encoder_svc.models.base import VisionConfig, VisionEncoder
@@ -147,37 +147,35 @@ class Checkpoint:
         if abs(reader.get("rescale_factor", float, 1 / 255) * 255 - 1) > 1e-6:
             raise CheckpointError(f"{reader.where}: rescale_factor is not 1/255.")
 
-    def load(
+    def read_weights(
         self,
-        encoder_on_meta: VisionEncoder,
+        shapes: Mapping[str, tuple[int, ...]],
         *,
         device: torch.device,
         dtype: torch.dtype,
         progress: Progress | None = None,
-    ) -> str:
-        """Reads the vision tower's tensors into ``encoder_on_meta``, whose parameters are on the meta device.
+    ) -> Weights:
+        """Reads the vision tower's tensors, each straight to the device and dtype.
 
-        Returns:
-            The revision: the hub's commit, or ``sha256:`` and 64 hex digits over a folder's vision tensors.
+        Args:
+            shapes: of every tensor by its name in the tower; see :meth:`VisionEncoder.checkpoint_shapes`.
 
         Raises:
             CheckpointError: names each tensor that is missing, surplus, of the wrong shape or not floating point.
         """
-        tensors = self._vision_tensors(encoder_on_meta)
+        tensors = self._vision_tensors(shapes)
         digest = hashlib.sha256()
         names = sorted(tensors)
-        parameters = dict(encoder_on_meta.named_parameters())
+        loaded: dict[str, torch.Tensor] = {}
         for name in progress(names, len(names)) if progress else names:
             stored = tensors[name].read()
             if self.commit is None:
                 digest.update(f"{name}:{stored.dtype}:{tuple(stored.shape)};".encode())
                 digest.update(stored.contiguous().flatten().view(torch.uint8).numpy().data)
-            loaded = stored.reshape(parameters[name].shape).to(device=device, dtype=dtype, copy=True)
-            _set_parameter(encoder_on_meta, name, loaded)
-        return self.commit or f"sha256:{digest.hexdigest()}"
+            loaded[name] = stored.to(device=device, dtype=dtype, copy=True)
+        return Weights(loaded, self.commit or f"sha256:{digest.hexdigest()}")
 
-    def _vision_tensors(self, encoder: VisionEncoder) -> dict[str, _StoredTensor]:
-        wanted = encoder.checkpoint_shapes()
+    def _vision_tensors(self, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, _StoredTensor]:
         found = self._find_tower()
         self._refuse_difference("lacks vision tensors", wanted.keys() - found.keys())
         self._refuse_difference("has vision tensors that its config does not account for", found.keys() - wanted.keys())
@@ -208,6 +206,24 @@ class Checkpoint:
         if ordered:
             more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
             raise CheckpointError(f"{self.name}: {what}: {', '.join(ordered[:5])}{more}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A vision tower's tensors on its device.
+
+    Attributes:
+        tensors: by their names in the tower, of the checkpoint's shapes.
+        revision: the hub's commit, or ``sha256:`` and 64 hex digits over a folder's vision tensors.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    revision: str
+
+    def give_to(self, encoder_on_meta: VisionEncoder) -> None:
+        """Makes them the parameters of ``encoder_on_meta``, whose own are on the meta device."""
+        for name, parameter in list(encoder_on_meta.named_parameters()):
+            _set_parameter(encoder_on_meta, name, self.tensors[name].reshape(parameter.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from encoder_svc.attention.windows import choose_windows
 from encoder_svc.models.config_hash import ConfigFactors
 from encoder_svc.models.layers import Mlp
 from encoder_svc.models.ops_choice import describe, ops_for
+from encoder_svc.platforms import platform_for_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,7 @@ class VisionTower:
     """A loaded encoder.
 
     Attributes:
-        revision: of its weights; see :meth:`Checkpoint.load`.
+        revision: of its weights; see :class:`encoder_svc.models.checkpoint.Weights`.
         config_hash: SHA-256 over everything that shapes results: part of every key of a kept result.
     """
 
@@ -55,7 +57,7 @@ class VisionTower:
 def load_tower(
     checkpoint: Checkpoint,
     settings: ProcessorSettings,
-    attention: MMEncoderAttention,
+    choose_attention: Callable[[], MMEncoderAttention],
     *,
     platform: Platform,
     device: str,
@@ -65,27 +67,36 @@ def load_tower(
     progress: Progress | None = None,
     phase_ended: Callable[[str], None] = lambda phase: None,
 ) -> VisionTower:
-    """Builds the checkpoint's encoder on ``attention`` and reads its weights.
+    """Builds the checkpoint's encoder and reads its weights. Attention and operations are chosen meanwhile: reading
+    leaves Python's lock to their imports and checks for most of its time.
 
     Args:
+        choose_attention: returns the layer that the encoder will run on.
         quantisation: see :func:`encoder_svc.models.ops_choice.refuse_quantisation`.
         graph_buckets: patches of each graph that will be captured: part of the config hash.
-        phase_ended: is told of ``"weights"`` and ``"operations"`` once they are done.
+        phase_ended: is told of ``"attention"``, ``"operations"`` and ``"weights"`` once they are done.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or of the wrong shape.
         ConfigError: quantised operations fail their check.
+        Exception: what ``choose_attention`` raises.
     """
-    with torch.device("meta"):
-        encoder = checkpoint.workflow.load_encoder()(checkpoint.config, attention)
-    revision = checkpoint.load(encoder, device=torch.device(device), dtype=TORCH_DTYPES[dtype], progress=progress)
-    phase_ended("weights")
-    mlp = encoder.blocks[0].mlp
-    assert isinstance(mlp, Mlp)
-    ops = ops_for(torch.device(device), TORCH_DTYPES[dtype], mlp.act, gated=mlp.is_gated, quantisation=quantisation)
-    logger.info("operations: %s", describe(ops))
+    on, in_dtype = torch.device(device), TORCH_DTYPES[dtype]
+    with ThreadPoolExecutor(1, thread_name_prefix="weights") as thread:
+        shapes = _shapes(checkpoint, dtype)
+        reading = thread.submit(checkpoint.read_weights, shapes, device=on, dtype=in_dtype, progress=progress)
+        attention = choose_attention()
+        phase_ended("attention")
+        encoder = _on_meta(checkpoint, attention)
+        mlp = encoder.blocks[0].mlp
+        assert isinstance(mlp, Mlp)
+        ops = ops_for(on, in_dtype, mlp.act, gated=mlp.is_gated, quantisation=quantisation)
+        logger.info("operations: %s", describe(ops))
+        phase_ended("operations")
+        weights = reading.result()
+    weights.give_to(encoder)
     encoder.prepare(ops, mean=settings.image_mean, std=settings.image_std)
-    phase_ended("operations")
+    phase_ended("weights")
     selection = attention.selection
     factors = ConfigFactors(
         backend=selection.backend,
@@ -96,7 +107,7 @@ def load_tower(
         operations=describe(ops),
         quantisation=quantisation,
         graph_buckets=tuple(graph_buckets),
-        revision=revision,
+        revision=weights.revision,
         torch=torch.__version__,
         platform=platform.name,
         device_name=platform.device_name(),
@@ -108,14 +119,25 @@ def load_tower(
         encoder=encoder.eval(),
         model=checkpoint.name,
         workflow=checkpoint.workflow,
-        revision=revision,
-        device=torch.device(device),
+        revision=weights.revision,
+        device=on,
         dtype=dtype,
         settings=settings,
         selection=selection,
         platform=platform,
         config_hash=factors.hash(),
     )
+
+
+def _shapes(checkpoint: Checkpoint, dtype: str) -> dict[str, tuple[int, ...]]:
+    """Of the checkpoint's tensors. They do not depend on what the encoder will run on, which is not known yet."""
+    reference = make_attention(checkpoint, platform=platform_for_device("cpu"), dtype=dtype, override="TORCH_NAIVE")
+    return _on_meta(checkpoint, reference).checkpoint_shapes()
+
+
+def _on_meta(checkpoint: Checkpoint, attention: MMEncoderAttention) -> VisionEncoder:
+    with torch.device("meta"):
+        return checkpoint.workflow.load_encoder()(checkpoint.config, attention)
 
 
 def make_attention(

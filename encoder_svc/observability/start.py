@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PHASES: Final = (
-    *("imports", "device", "checkpoint", "attention", "weights", "operations", "graphs", "memory", "first_image"),
+    *("imports", "device", "checkpoint", "attention", "operations", "weights", "graphs", "memory", "first_image"),
 )
-"""In the order in which a start meets them: the values of the label ``phase``. Of two things that run side by side, the
-later phase is what is left of one when the other has ended."""
+"""In the order in which a start meets them: the values of the label ``phase``. Weights are read from the beginning of
+attention on: theirs is what is left to do when the kernels are ready."""
 
 _STAT: Final = Path("/proc/self/stat")
 

@@ -36,6 +36,7 @@ from encoder_svc.server.window import Window
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.config import Config
     from encoder_svc.engine.work import Work
     from encoder_svc.observability.metrics import Metrics
@@ -80,15 +81,6 @@ class Loader:
         phases.end("device")
         self._checkpoint = Checkpoint(model, revision=config.revision)
         phases.end("checkpoint")
-        self._attention = make_attention(
-            self._checkpoint,
-            platform=self._platform,
-            dtype=self._dtype,
-            override=config.mm_encoder_attn_backend,
-            flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
-            device=self._device,
-        )
-        phases.end("attention")
         refuse_quantisation(config.quantization, self._device, self._dtype)
         self._settings = self._checkpoint.processor_settings(
             resize="pillow" if config.resize == "pillow" else "torch",
@@ -96,20 +88,17 @@ class Loader:
             min_pixels=config.min_pixels,
             max_pixels=config.max_pixels,
         )
-        selection = self._attention.selection
-        logger.info(
-            "attention: %s (%s %s), source=%s: %s",
-            selection.backend,
-            selection.implementation,
-            selection.implementation_version,
-            selection.source,
-            selection.reason,
-        )
+        # What the operator asks for may be refused, and is so before a weight is read. What the platform chooses gives
+        # way to something else if it must, and is imported and checked while weights are read.
+        asked = config.mm_encoder_attn_backend or config.mm_encoder_flash_attn_implementation
+        self._attention = self._make_attention() if asked else None
+        phases.end("attention")
 
     async def load(self) -> Pipeline:
         """Reads the weights and encodes one photograph. What it returns is ready.
 
         Raises:
+            AttentionBackendError: nothing that the platform could choose passes its check.
             CheckpointError: a tensor is missing, surplus or of the wrong shape.
         """
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
@@ -139,7 +128,7 @@ class Loader:
         return load_tower(
             self._checkpoint,
             self._settings,
-            self._attention,
+            lambda: self._attention or self._make_attention(),
             platform=self._platform,
             device=self._device,
             dtype=self._dtype,
@@ -148,6 +137,26 @@ class Loader:
             progress=_progress_bar,
             phase_ended=self.phases.end,
         )
+
+    def _make_attention(self) -> MMEncoderAttention:
+        attention = make_attention(
+            self._checkpoint,
+            platform=self._platform,
+            dtype=self._dtype,
+            override=self._config.mm_encoder_attn_backend,
+            flash_attn_implementation=self._config.mm_encoder_flash_attn_implementation,
+            device=self._device,
+        )
+        selection = attention.selection
+        logger.info(
+            "attention: %s (%s %s), source=%s: %s",
+            selection.backend,
+            selection.implementation,
+            selection.implementation_version,
+            selection.source,
+            selection.reason,
+        )
+        return attention
 
     def _warm_up(self, runner: DeviceRunner) -> int:
         config = self._config

@@ -86,7 +86,8 @@ def read(folder: Path, dtype: str = "float32", progress: Any = None) -> VisionEn
     )
     with torch.device("meta"):
         encoder = checkpoint.workflow.load_encoder()(config, attention)
-    checkpoint.load(encoder, device=torch.device("cpu"), dtype=TORCH_DTYPES[dtype], progress=progress)
+    cpu, shapes = torch.device("cpu"), encoder.checkpoint_shapes()
+    checkpoint.read_weights(shapes, device=cpu, dtype=TORCH_DTYPES[dtype], progress=progress).give_to(encoder)
     return encoder
 
 

@@ -39,7 +39,7 @@ for model, revision in json.load(sys.stdin):
         checkpoint = Checkpoint(model, revision=revision)
         attention = make_attention(checkpoint, platform=platform, dtype="float32", override=None)
         settings = checkpoint.processor_settings(resize="torch")
-        tower = load_tower(checkpoint, settings, attention, platform=platform, device="cpu", dtype="float32")
+        tower = load_tower(checkpoint, settings, lambda: attention, platform=platform, device="cpu", dtype="float32")
     except CheckpointError as error:
         print(json.dumps({"error": str(error)}))
     else:

@@ -173,7 +173,7 @@ def tower(tiny_checkpoint) -> Iterator:
     platform = platform_for_device("cpu")
     attention = make_attention(checkpoint, platform=platform, dtype="float32", override=None)
     settings = checkpoint.processor_settings(resize="torch")
-    return load_tower(checkpoint, settings, attention, platform=platform, device="cpu", dtype="float32")
+    return load_tower(checkpoint, settings, lambda: attention, platform=platform, device="cpu", dtype="float32")
 
 
 def test_pixel_values_with_several_frames_are_encoded(server, tower) -> None:
