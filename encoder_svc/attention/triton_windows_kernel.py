@@ -39,16 +39,18 @@ def windows(
     q_ptr = qkv_ptr + start * row_size + tl.program_id(1) * head_size + rows_M[:, None] * row_size
     k_ptr = q_ptr + num_heads * head_size
     v_ptr = k_ptr + num_heads * head_size
+    # All loads before the first product: with some of them after it, Triton 3.6 loses keys of the last one on an H100.
     q_MF = tl.load(q_ptr + f, in_MF, 0.0)
     k_NF = tl.load(k_ptr + f, in_MF, 0.0)
     v_NF = tl.load(v_ptr + f, in_MF, 0.0)
-    scores_MN = tl.dot(q_MF, tl.trans(k_NF), input_precision=precision)
     if block_g > 0:
         g = block_f + tl.arange(0, block_g)[None, :]
         in_MG = in_M & (g < head_size)
         q_MG = tl.load(q_ptr + g, in_MG, 0.0)
         k_NG = tl.load(k_ptr + g, in_MG, 0.0)
         v_NG = tl.load(v_ptr + g, in_MG, 0.0)
+    scores_MN = tl.dot(q_MF, tl.trans(k_NF), input_precision=precision)
+    if block_g > 0:
         scores_MN = tl.dot(q_MG, tl.trans(k_NG), scores_MN, input_precision=precision)
     scores_MN = tl.where((rows_M < length)[None, :], scores_MN * scale_log2, float("-inf"))
     p_MN = tl.exp2(scores_MN - tl.max(scores_MN, 1)[:, None])

@@ -55,7 +55,7 @@ class QuackOps(TritonOps):
         """Rows and columns, float32 [1, N] each; where the product does not rotate, cos and sin."""
         if not self._rotates_in_product:
             return super().rotary(position_ids, inverse_frequencies, head_size)
-        rows, columns = position_ids.t().float().split(1)
+        rows, columns = position_ids.t().to(torch.float32, memory_format=torch.contiguous_format).split(1)
         return rows, columns
 
     def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
