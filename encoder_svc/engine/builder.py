@@ -77,10 +77,14 @@ def _segment(images: Sequence[EncoderImage], encoder: VisionEncoder) -> torch.Te
         config = encoder.config
         return Pixels.of(decoded, patch_size=config.patch_size, merge_size=config.spatial_merge_size)
     patches = [image.patches for image in images if isinstance(image, ProcessedImage)]
-    return _tensor(np.concatenate(patches)).flatten(1)
+    return _joined(patches, pinned=next(encoder.parameters()).is_cuda).flatten(1)
 
 
-def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+def _joined(arrays: Sequence[npt.NDArray[np.generic]], *, pinned: bool) -> torch.Tensor:
+    """The arrays one after the other, copied once; in page-locked memory, which a GPU reads by itself, if asked."""
+    is_bfloat16 = arrays[0].dtype == ml_dtypes.bfloat16
+    plain = [array.view(np.uint16) if is_bfloat16 else array for array in arrays]
+    dtype = torch.from_numpy(np.empty(0, plain[0].dtype)).dtype
+    out = torch.empty((sum(map(len, plain)), *plain[0].shape[1:]), dtype=dtype, pin_memory=pinned)
+    np.concatenate(plain, out=out.numpy())
+    return out.view(torch.bfloat16) if is_bfloat16 else out

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 def split_by_image(
     rows: torch.Tensor, finite: torch.Tensor, grids: Sequence[GridThw], merge_size: int
 ) -> list[memoryview | None]:
-    """The bytes of each image's embeddings, in memory of its own; None where they hold NaN or infinity.
+    """The bytes of each image's embeddings, None where they hold NaN or infinity: views of the batch's memory.
+
+    Whoever keeps one for longer than a moment copies it, for each keeps the whole batch's memory. Not copied here,
+    where the next batch may be waiting for this one's place.
 
     Args:
         rows: [rows of all images, width], on the host.
@@ -27,5 +30,4 @@ def split_by_image(
 
 
 def _bytes_of(rows: torch.Tensor) -> memoryview:
-    """A copy of the tensor's bytes, so that no image keeps its whole batch's memory."""
-    return memoryview(rows.contiguous().view(torch.uint8).numpy().tobytes())
+    return rows.contiguous().view(torch.uint8).view(-1).numpy().data.toreadonly()

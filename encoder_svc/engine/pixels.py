@@ -65,4 +65,5 @@ class Pixels:
 
 def pinned_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy on a GPU, through pinned memory, without waiting."""
-    return tensor.pin_memory().to(device, non_blocking=True)
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)

@@ -11,7 +11,7 @@ from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import Reason, request_error
 from encoder_svc.server.info import DTYPES
 from encoder_svc.server.status import item_error
-from encoder_svc.transport.chunks import chunks
+from encoder_svc.transport.chunks import chunk_messages
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -76,8 +76,8 @@ class Answer:
             started_s = time.monotonic()
             stages = replace(stages, send_wait_s=started_s - ready_s)
             await self._write(header=self._header(index, key, embeddings))
-            for offset, data in chunks(embeddings.data) if with_data else ():
-                await self._write(chunk=encoder_pb2.ItemChunk(index=index, offset=offset, data=data))
+            for message in chunk_messages(index, embeddings.data) if with_data else ():
+                await self._send(message)
             timings = encoder_pb2.StageTimings(**asdict(replace(stages, send_s=time.monotonic() - started_s)))
             await self._write(done=encoder_pb2.ItemDone(index=index, crc32=embeddings.crc32, timings=timings))
             stages = replace(stages, send_s=time.monotonic() - started_s)
@@ -99,9 +99,12 @@ class Answer:
         await self._write(summary=self.summary)
 
     async def _write(self, **event: Any) -> None:
+        await self._send(encoder_pb2.EncodeImagesResponse(**event).SerializeToString())
+
+    async def _send(self, message: bytes) -> None:
         try:
             async with asyncio.timeout(self._send_timeout_s):
-                await self._context.write(encoder_pb2.EncodeImagesResponse(**event))
+                await self._context.write(message)
         except TimeoutError:
             raise request_error(
                 Reason.STREAM_STALLED, f"No message of the answer was read for {self._send_timeout_s:g} s."

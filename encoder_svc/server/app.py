@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
-from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.config import platform_switches, tracing_variables
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
@@ -35,6 +35,7 @@ from encoder_svc.server.allocator import use_one_heap
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.gate import Gate
 from encoder_svc.server.gauges import pipeline_gauges
+from encoder_svc.server.handlers import add_servicer
 from encoder_svc.server.loading import Loader
 from encoder_svc.server.servicer import EncoderServicer, Serving
 
@@ -59,6 +60,9 @@ _SERVICE = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 # Above our own limit, so that a request a little too large gets our reason and not only the transport's.
 _MESSAGE_SLACK_BYTES = 2**20
 _INT32_MAX = 2**31 - 1  # gRPC's "for ever"
+# For how long a thread may keep Python's lock while others want it. The device's thread gives it up with each kernel
+# that it launches, some 300 a batch, and with Python's own 5 ms would wait as often for the loop's thread.
+_SWITCH_INTERVAL_S: Final = 1e-4
 # How long connections stay after the last request, so that callers read DRAINING and health watches NOT_SERVING.
 _FAREWELL_S = 0.5
 
@@ -71,6 +75,7 @@ def run_server(loaded: LoadedConfig) -> int:
     """
     config = loaded.config
     use_one_heap()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure_logs(config.log_level, config.log_format, sys.stderr)
     # A second series beside each, which says only when it was first used.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -190,7 +195,7 @@ class Server:
                 ),
             ],
         )
-        encoder_pb2_grpc.add_EncoderServicer_to_server(self._servicer, server)
+        add_servicer(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         try:

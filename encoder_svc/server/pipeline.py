@@ -208,8 +208,8 @@ class Pipeline:
                 began_s, processed, done_s = await loop.run_in_executor(self._image_threads, _timed, plan.process)
             queued_s = time.monotonic()
             item = await self.engine.encode(processed, flow=share, timeout_s=deadline_s - time.monotonic())
-        crc32 = await asyncio.to_thread(zlib.crc32, item.data)
-        embeddings = Embeddings(processed.grid, item.data, crc32)
+        data, crc32 = await asyncio.to_thread(_copied_and_summed, item.data)
+        embeddings = Embeddings(processed.grid, data, crc32)
         self.store.put(key, embeddings)
         ready_s = time.monotonic()
         stages = Stages(
@@ -237,6 +237,12 @@ class Pipeline:
         await self.engine.aclose()
         self._header_threads.shutdown(wait=False, cancel_futures=True)
         self._image_threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _copied_and_summed(data: memoryview) -> tuple[memoryview, int]:
+    """Memory of the image's own, and its checksum."""
+    copied = bytes(data)
+    return memoryview(copied), zlib.crc32(copied)
 
 
 def _timed(process: Callable[[], EncoderImage]) -> tuple[float, EncoderImage, float]:

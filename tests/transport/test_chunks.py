@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from encoder_svc.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, chunks
+from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.transport.chunks import CHUNK_BYTES, MAX_CHUNK_BYTES, chunk_messages, serialized
+
+
+def chunks(data: memoryview, index: int = 0) -> list[tuple[int, bytes]]:
+    """(offset, bytes) of each message, as protobuf reads it."""
+    read = [encoder_pb2.EncodeImagesResponse.FromString(message) for message in chunk_messages(index, data)]
+    assert all(message.chunk.index == index for message in read)
+    return [(message.chunk.offset, message.chunk.data) for message in read]
 
 
 def data_of(length: int) -> bytes:
@@ -55,3 +63,17 @@ def test_a_chunk_does_not_change_with_the_memory_that_it_came_from() -> None:
     [(_, chunk)] = chunks(memoryview(memory))
     memory[:] = b"after!"
     assert chunk == b"before"
+
+
+@pytest.mark.parametrize("index", [0, 1, 127, 128, 2**32 - 1])
+@pytest.mark.parametrize("length", [1, 127, 128, 16_384, CHUNK_BYTES])
+def test_a_chunk_s_message_is_protobuf_s_own(index: int, length: int) -> None:
+    data = data_of(length)[:length]
+    [message] = chunk_messages(index, memoryview(data))
+    chunk = encoder_pb2.ItemChunk(index=index, offset=0, data=data)
+    assert message == encoder_pb2.EncodeImagesResponse(chunk=chunk).SerializeToString()
+
+
+def test_a_message_is_serialized_once() -> None:
+    response = encoder_pb2.EncodeImagesResponse(header=encoder_pb2.ItemHeader(index=3))
+    assert serialized(serialized(response)) == response.SerializeToString()
