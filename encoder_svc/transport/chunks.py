@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 MAX_CHUNK_BYTES: Final = 2**20
-CHUNK_BYTES: Final = 2**19
+CHUNK_BYTES: Final = 2**20
 
 _LENGTH_DELIMITED: Final = 2
 
