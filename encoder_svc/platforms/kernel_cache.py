@@ -58,8 +58,7 @@ def use_kernel_cache(config: Config, facts: Facts, temporary: ExitStack) -> None
         logger.info("kernel cache: none, as kernel_cache_dir is empty; every start compiles")
     else:
         logger.warning("kernel cache: NONE, every start compiles: %s. Give --kernel-cache-dir another folder.", why)
-    private = temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-kernels-"))
-    set_unless_set({_TRITON: private, **dict.fromkeys(_SWITCHES, "0")})
+    set_unless_set(dict.fromkeys(_SWITCHES, "0") | _private_folder(temporary))
 
 
 def why_not(folder: Path) -> str | None:
@@ -81,6 +80,14 @@ def why_not(folder: Path) -> str | None:
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return f"{folder} cannot be written"
     return None
+
+
+def _private_folder(temporary: ExitStack) -> dict[str, str]:
+    try:
+        return {_TRITON: temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-kernels-"))}
+    except OSError as error:
+        logger.warning("kernel cache: no temporary folder either (%s): what needs Triton will give way", error.strerror)
+        return {}
 
 
 def _architecture(facts: Facts) -> str:

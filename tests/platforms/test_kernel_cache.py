@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +149,17 @@ def test_without_one_nothing_is_kept_and_the_log_says_so(
     assert record.levelname == ("WARNING" if kept_out else "INFO")
     assert "every start compiles" in record.message
     assert ("written by others" in record.message) == kept_out
+
+
+def test_where_nothing_can_be_written_the_start_goes_on(
+    tmp_path: Path, temporary: ExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    use_kernel_cache(Config(kernel_cache_dir=str(tmp_path / "file" / "kernels")), H100.facts, temporary)
+    assert variables() == dict.fromkeys(SWITCHES, "0")
+    assert "cannot be made (Not a directory)" in caplog.messages[0]
+    assert "no temporary folder either (Not a directory)" in caplog.messages[1]
 
 
 def test_on_a_cpu_nothing_is_made_and_nothing_said(
