@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from encoder_svc.models.ops import LinearWeights, MlpWeights, NormWeights, QkvWeights, Rotary
 from encoder_svc.models.ops_triton import TritonOps
-from encoder_svc.models.quack_tiles import TILE_ROWS, tile_width
+from encoder_svc.models.quack_tiles import best_tile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,16 +110,17 @@ class QuackOps(TritonOps):
         summand: torch.Tensor | None,
         operands: dict[str, torch.Tensor],
     ) -> None:
+        tile = best_tile(len(x), len(weight), self._num_sms)
         getattr(self._epilogues, epilogue).gemm(
             x,
             weight,
             out,
             summand,
             epi_args=operands,
-            tile_M=TILE_ROWS,
-            tile_N=tile_width(len(x), len(weight), self._num_sms),
-            cluster_M=2,
-            cluster_N=1,
+            tile_M=tile.rows,
+            tile_N=tile.columns,
+            cluster_M=tile.cluster_rows,
+            cluster_N=tile.cluster_columns,
             pingpong=True,
         )
 

@@ -1,30 +1,45 @@
 """Which tiles a matrix product of quack-kernels is cut into.
 
 A GPU works on one tile a multiprocessor at a time, so what counts is how many waves of tiles a product takes, and how
-long a wave: about as long as a tile is wide, and as long again as it takes to begin and to end it. By a sweep over
-tiles, clusters and shapes on an H100 (docs/performance.md) this takes, of the three widths, the best or one at most 5 %
-slower for whole tiles of rows.
+long a wave: about as long as a tile is large, and as long again as it takes to begin and to end it. By a sweep over
+tiles, clusters and shapes on an H100 (docs/performance.md).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-TILE_ROWS: Final = 128
-"""Rows of a tile."""
 
-TILE_WIDTHS: Final = (128, 160, 192)
+class Tile(NamedTuple):
+    """Rows and columns of a tile, and how many below, or beside, each other share what they load."""
+
+    rows: int
+    columns: int
+    cluster_rows: int
+    cluster_columns: int
+
+    def waves(self, rows: int, outputs: int, num_multiprocessors: int) -> int:
+        """How often all multiprocessors take a tile; clusters are whole."""
+        down = _whole(-(-rows // self.rows), self.cluster_rows)
+        across = _whole(-(-outputs // self.columns), self.cluster_columns)
+        return -(-down * across // num_multiprocessors)
+
+
+TILES: Final = (Tile(128, 128, 2, 1), Tile(128, 160, 2, 1), Tile(128, 192, 2, 1), Tile(192, 128, 1, 2))
 """What there is to choose from: few, for each is compiled at its first use."""
 
-# What a wave takes beside its products, as if its tiles were wider by so much.
-_WAVE_OVERHEAD: Final = 64
+# What a wave takes beside its products, as if its tiles had so many values more.
+_WAVE_OVERHEAD: Final = 64 * 128
 
 
-def tile_width(rows: int, outputs: int, num_multiprocessors: int) -> int:
-    """The width of tiles for ``rows`` × ``outputs`` results: of the fastest, the narrowest."""
+def best_tile(rows: int, outputs: int, num_multiprocessors: int) -> Tile:
+    """The fastest for ``rows`` × ``outputs`` results; of equal ones the first."""
 
-    def cost(width: int) -> int:
-        tiles = -(-rows // TILE_ROWS) * -(-outputs // width)
-        return -(-tiles // num_multiprocessors) * (width + _WAVE_OVERHEAD)
+    def cost(tile: Tile) -> int:
+        return tile.waves(rows, outputs, num_multiprocessors) * (tile.rows * tile.columns + _WAVE_OVERHEAD)
 
-    return min(TILE_WIDTHS, key=cost)
+    return min(TILES, key=cost)
+
+
+def _whole(value: int, multiple: int) -> int:
+    return value + -value % multiple

@@ -129,7 +129,7 @@ def test_on_cuda_it_is_what_float32_gives_on_a_cpu(
     off_by = (there.cpu().int() - here.int()).abs()
     # They add up in another order, and then round a half to the other side.
     assert off_by.max() <= 1
-    assert (off_by > 0).float().mean() <= 1e-3
+    assert (off_by > 0).float().mean() <= 3e-3
 
 
 @pytest.mark.cuda
