@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """What a server makes of its encoder: served images/s against the same encoder called in a loop.
 
-    python benchmarks/served.py [--family NAME] [--dimensions tiny|real] [--side 448] [--clients 32] [-- OPTIONS …]
+    python benchmarks/served.py [--family NAME] [--dimensions tiny|real] [--side 448] [--clients 32] [--servers 1]
+                                [-- OPTIONS …]
 
 The loop has its images decoded, resized and cut into patches, and calls the encoder with batches of as many images as
 the server's largest batch holds. The server, started with OPTIONS, gets JPEGs (or, with ``--format raw``, pixels) and
-streams embeddings to clients on the same machine. Both sides in turn, each in a process of its own; no cache.
+streams embeddings to clients on the same machine. Both sides in turn, each in a process of its own; no cache. With
+``--servers N`` the clients are spread over N servers that share the device.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +46,7 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=448, metavar="PIXELS")
     parser.add_argument("--format", default="jpeg", choices=["jpeg", "raw"])
     parser.add_argument("--clients", type=int, default=32, metavar="N")
+    parser.add_argument("--servers", type=int, default=1, metavar="N")
     parser.add_argument("--client-processes", type=int, default=1, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
@@ -68,21 +72,24 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
     ratios = []
     options = ["--device", arguments.device, "--dtype", arguments.dtype, "--metrics-port", "0", *arguments.serve]
-    log = folder / "server.log"
-    with running_server(model, options, log) as (server, target):
+    logs = [folder / f"server-{index}.log" for index in range(arguments.servers)]
+    with ExitStack() as running:
+        servers = [running.enter_context(running_server(model, options, log)) for log in logs]
         for _ in range(arguments.rounds):
             alone = in_a_process(model, arguments)
-            with Watch(metrics_url(log)) as watch:
-                served = load(server, target, mix, arguments, folder)
-            watched = watch.summary()
+            with ExitStack() as watching:
+                watches = [watching.enter_context(Watch(metrics_url(log))) for log in logs]
+                served = load(servers, mix, arguments, folder)
             ratios.append(served["patches_per_s"] / alone["patches_per_s"])
             print(f"loop    {describe(alone)}")
             print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
+            watched = watches[0].summary()
             if watched:
-                print(f"  device busy {watched['device_busy']:.3f}; threads busy, by stage: {table(watched['cores'])}")
+                of = " of one server" if arguments.servers > 1 else ""
+                print(f"  device busy{of} {watched['device_busy']:.3f}; threads busy{of}: {table(watched['cores'])}")
                 print(f"  milliseconds of an image, by stage: {table(watched['stages_ms'])}", flush=True)
     name = arguments.model.name if arguments.model else f"{arguments.family} {arguments.dimensions}"
-    print(f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients")
+    print(f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients, {arguments.servers} servers")
     print(f"served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
 
 
@@ -173,13 +180,15 @@ def serve_flags(options: list[str]) -> dict[str, str]:
     return dict(zip(names, options[1::2], strict=True))
 
 
-def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def load(
+    servers: list[tuple[psutil.Process, str]], mix: Path, arguments: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """The same images through the server, from clients in processes of their own."""
-    reports = [folder / f"report-{index}.json" for index in range(arguments.client_processes)]
-    each = max(arguments.clients // arguments.client_processes, 1)
-    options = ["--target", target, "--mix", str(mix), "--concurrency", str(each), "--duration", str(arguments.duration)]
-    options += ["--timeout-s", "600"]
-    before, started_s = server.cpu_times(), time.perf_counter()
+    number = max(arguments.client_processes, len(servers))
+    reports = [folder / f"report-{index}.json" for index in range(number)]
+    options = ["--mix", str(mix), "--concurrency", str(max(arguments.clients // number, 1))]
+    options += ["--duration", str(arguments.duration), "--timeout-s", "600"]
+    before_s, started_s = cpu_s(servers), time.perf_counter()
     clients = [
         subprocess.Popen(
             [
@@ -188,6 +197,8 @@ def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Nam
                 "encoder_svc",
                 "bench",
                 "serve",
+                "--target",
+                servers[index % len(servers)][1],
                 *options,
                 "--json",
                 str(path),
@@ -202,7 +213,7 @@ def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Nam
     for client in clients:
         if client.wait() != 0:
             raise SystemExit(f"bench serve failed with {client.returncode}")
-    after, wall_s = server.cpu_times(), time.perf_counter() - started_s
+    used_s, wall_s = cpu_s(servers) - before_s, time.perf_counter() - started_s
     seen = [json.loads(path.read_text()) for path in reports]
     total = {
         name: sum(report["rates"][name] for report in seen)
@@ -211,9 +222,14 @@ def load(server: psutil.Process, target: str, mix: Path, arguments: argparse.Nam
     return total | {
         "p50": statistics.median(report["latency_s"]["p50"] for report in seen) * 1e3,
         "p99": max(report["latency_s"]["p99"] for report in seen) * 1e3,
-        "server_cores": (after.user + after.system - before.user - before.system) / wall_s,
+        "server_cores": used_s / wall_s,
         "client_cores": sum(report["client_cpu_ratio"] for report in seen),
     }
+
+
+def cpu_s(servers: list[tuple[psutil.Process, str]]) -> float:
+    """What the servers have used of the CPU so far."""
+    return sum(sum(server.cpu_times()[:2]) for server, _ in servers)
 
 
 if __name__ == "__main__":
