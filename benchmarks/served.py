@@ -117,7 +117,10 @@ def in_a_process(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("side", "clients", "duration", "device", "dtype", "batch_images"):
         value = getattr(arguments, name)
         command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    done = subprocess.run([*command, "--", *arguments.serve], check=True, stdout=subprocess.PIPE, text=True)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # as `encoder-svc serve` has it
+    done = subprocess.run(
+        [*command, "--", *arguments.serve], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -238,3 +238,18 @@ def test_serve_help_names_flag_and_variable_of_every_option() -> None:
     text = " ".join(run("serve", "--help").stdout.split())
     for name in ("--mm-encoder-attn-backend", "ENCODER_MM_ENCODER_ATTN_BACKEND", "--resize", "--drain-s"):
         assert name in text
+
+
+def test_a_server_s_threads_wait_without_spinning() -> None:
+    """Where torch is not imported before the variable is set, its OpenMP reads it."""
+    code = (
+        "import os, sys; from encoder_svc import cli; from encoder_svc.platforms import describe\n"
+        "def look(_): print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY']); sys.exit()\n"
+        "describe.refuse_early = look; cli.main(['serve', '--device', 'cpu'])"
+    )
+    for given, seen in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert done.stdout.split()[-1] == seen
