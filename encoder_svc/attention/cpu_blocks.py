@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-# Scores held at a time: 32 MiB of float32, which are read again while they are in the last cache.
-_MAX_SCORES = 2**23
+# Scores held at a time: 8 MiB of float32, which are read again while they are in the last cache. Blocks of more than
+# 32 MiB glibc maps anew in every call.
+_MAX_SCORES = 2**21
 _MIN_QUERIES = 64
 
 
