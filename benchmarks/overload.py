@@ -3,7 +3,7 @@
 
     python benchmarks/overload.py [--model DIR] [--mix FILE] [--rounds 2] [-- SERVE OPTIONS …]
 
-Each round measures the capacity (closed loop, 32 clients), then the goodput in an open loop at three times that rate.
+Each round measures the capacity (closed loop, as many clients as the queue has room for), then the goodput in an open loop at three times that rate.
 Server and load generator share the machine: the last columns say how many cores each of them took. Without --model:
 tiny qwen2_5_vl; always without a cache.
 """
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, metavar="DIR")
     parser.add_argument("--mix", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=2, metavar="N")
+    parser.add_argument("--clients", type=int, default=32, metavar="N", help="of the closed loop; none may be refused")
     parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-queued-patches", type=int, default=60_000, metavar="N")
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
@@ -53,7 +54,7 @@ def main() -> int:
 def one_round(server: psutil.Process, target: str, arguments: argparse.Namespace, report: Path) -> None:
     load = ["--target", target, "--duration", str(arguments.duration), "--warmup-s", "2", "--json", str(report)]
     load += ["--mix", str(arguments.mix)] if arguments.mix else []
-    capacity = Load(server, [*load, "--concurrency", "32"], report)
+    capacity = Load(server, [*load, "--concurrency", str(arguments.clients)], report)
     rate = TIMES * capacity.report["rates"]["requests_per_s"]
     overload = Load(server, [*load, "--rate", f"{rate:.1f}", "--timeout-s", "30"], report)
     ratio = overload.patches_per_s / capacity.patches_per_s
