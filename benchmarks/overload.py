@@ -3,7 +3,8 @@
 
     python benchmarks/overload.py [--model DIR] [--mix FILE] [--rounds 2] [-- SERVE OPTIONS …]
 
-Each round measures the capacity (closed loop, as many clients as the queue has room for), then the goodput in an open loop at three times that rate.
+Each round measures the capacity (closed loop, as many clients as the queue has room for), then the goodput in an open
+loop at three times that rate.
 Server and load generator share the machine: the last columns say how many cores each of them took. Without --model:
 tiny qwen2_5_vl; always without a cache.
 """

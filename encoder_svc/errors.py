@@ -67,6 +67,7 @@ class Reason(StrEnum):
     """Every reason that a request or an image can fail for."""
 
     # The whole request.
+    REQUEST_MALFORMED = "REQUEST_MALFORMED"
     REQUEST_EMPTY = "REQUEST_EMPTY"
     REQUEST_TOO_MANY_IMAGES = "REQUEST_TOO_MANY_IMAGES"
     REQUEST_TOO_MANY_PATCHES = "REQUEST_TOO_MANY_PATCHES"

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+_REFUSALS_EVERY_S: Final = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
@@ -63,6 +65,8 @@ class Observer:
         self.metrics = metrics
         self.num_running = 0
         self._tracer = tracer
+        # Of those that no line of the log tells yet, and when the next line may be, by method and reason.
+        self._refusals: dict[tuple[str, str], tuple[int, float]] = {}
         self._clock = clock
 
     def request(self, method: str, request_id: str, metadata: Iterable[tuple[str, str | bytes]]) -> RequestRecord:
@@ -71,6 +75,28 @@ class Observer:
         span = self._tracer.begin(method, texts) if self._tracer else None
         self.num_running += 1
         return RequestRecord(self, method, request_id, span, _trace_id(texts), self._clock)
+
+    def refused(
+        self, method: str, metadata: Iterable[tuple[str, str | bytes]], code: str, reason: str
+    ) -> tuple[tuple[str, str], ...]:
+        """A call was turned away unread. There may be hundreds a second of them, so that the log gets a line a second
+        for all of one reason. Returns what goes back to the caller beside the status."""
+        record = self.request(method, "", metadata)
+        record.failed(code, reason)
+        self.num_running -= 1
+        self.metrics.request_ended(method, code, reason, record.duration_s, record.trace_id)
+        record.end_span()
+        self._log_refusal(method, code, reason)
+        return record.metadata()
+
+    def _log_refusal(self, method: str, code: str, reason: str) -> None:
+        number, next_s = self._refusals.get((method, reason), (0, 0.0))
+        if (now_s := self._clock()) < next_s:
+            self._refusals[method, reason] = number + 1, next_s
+            return
+        self._refusals[method, reason] = 0, now_s + _REFUSALS_EVERY_S
+        fields = {"method": method, "code": code, "reason": reason, "refused": number + 1}
+        logger.info("%s %s", method, reason, extra={"fields": fields})
 
     def ended(self, record: RequestRecord) -> None:
         """A call is over. Called once by its record."""
@@ -161,6 +187,10 @@ class RequestRecord:
         """The call is over, whatever became of it."""
         self.duration_s = self.elapsed_s()
         self._observer.ended(self)
+        self.end_span()
+
+    def end_span(self) -> None:
+        """Sends what is traced of the call."""
         if self._span:
             self._span.end(self)
 

@@ -31,6 +31,7 @@ from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.pipeline import Pipeline
+from encoder_svc.server.threads import image_threads
 from encoder_svc.server.window import Window
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Loader:
             promises=Promises(),
             decoded=Window(config.max_decoded_bytes),
             header_threads=ThreadPoolExecutor(2, thread_name_prefix="header"),
-            image_threads=ThreadPoolExecutor(self._decode_threads, thread_name_prefix="image"),
+            image_threads=image_threads(self._decode_threads),
             decodes_per_request=self._decode_threads,
         )
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from encoder_svc.models.tower import VisionTower
     from encoder_svc.server.window import Window
 
+# Of one request.
+_HEADERS_AT_ONCE = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
@@ -130,24 +133,30 @@ class Pipeline:
         self._image_threads = image_threads
         self._decodes_per_request = decodes_per_request
 
-    async def admit(self, sources: Sequence[ImageSource | RequestError]) -> list[AdmittedImage]:
-        """Checks each image against the limits and looks for its embeddings. Reads headers, decodes nothing."""
+    async def admit(self, sources: Sequence[Callable[[], ImageSource | RequestError]]) -> list[AdmittedImage]:
+        """Checks each image against the limits and looks for its embeddings. Reads headers, decodes nothing.
 
+        Args:
+            sources: each is called in a thread, as it may copy an image's bytes.
+        """
         loop = asyncio.get_running_loop()
-        # A job an image: a request of many leaves room between them, and one that is cancelled ends with the next.
-        planned = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._header_threads, self._plan, index, source)
-                for index, source in enumerate(sources)
-            )
-        )
+        left, planned = enumerate(sources), []
+
+        async def plan_what_is_left() -> None:
+            for index, source in left:
+                planned.append(await loop.run_in_executor(self._header_threads, self._plan, index, source))
+
+        # A job an image, and few jobs at a time: a request of many leaves others their turn.
+        await asyncio.gather(*(plan_what_is_left() for _ in range(min(_HEADERS_AT_ONCE, len(sources)))))
+        planned.sort(key=lambda image: image.index)
         return [
             AdmittedImage(image.index, image.plan, image.key, self.store.peek(image.key)) if image.key else image
             for image in planned
         ]
 
-    def _plan(self, index: int, source: ImageSource | RequestError) -> AdmittedImage:
+    def _plan(self, index: int, read: Callable[[], ImageSource | RequestError]) -> AdmittedImage:
         try:
+            source = read()
             if isinstance(source, RequestError):
                 raise source
             return AdmittedImage(index, self.processor.plan(source), self._keys.key(source.key_fields()))

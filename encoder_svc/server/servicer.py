@@ -8,6 +8,7 @@ import math
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.engine.admission import Grant
     from encoder_svc.observability.request import Observer, RequestRecord
+    from encoder_svc.server.gate import Received
     from encoder_svc.server.pipeline import AdmittedImage, Encoded, Pipeline, RequestShare
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,7 +46,10 @@ class Serving:
 
 
 class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
-    """Refuses with STARTING until :meth:`open`, and with another reason after :meth:`close`."""
+    """Serves behind a :class:`~encoder_svc.server.gate.Gate`, which hands it messages as ``Received``.
+
+    Refuses with STARTING until :meth:`open`, and with another reason after :meth:`close`.
+    """
 
     def __init__(self, serving: Serving, observer: Observer) -> None:
         self._serving = serving
@@ -79,8 +84,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         returns how many."""
         return await self._calls.drain(seconds, hurry, self._refusal)
 
-    async def GetModelInfo(
-        self, request: encoder_pb2.GetModelInfoRequest, context: Context
+    async def GetModelInfo(  # type: ignore[override]
+        self, received: Received[encoder_pb2.GetModelInfoRequest], context: Context
     ) -> encoder_pb2.GetModelInfoResponse:
         """See protos/encoder/v1/encoder.proto."""
 
@@ -91,38 +96,39 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         return await self._calls.answered("GetModelInfo", "", context, work)
 
     async def EncodeImages(  # type: ignore[override]  # a coroutine that writes, where the stub has a generator
-        self, request: encoder_pb2.EncodeImagesRequest, context: Context
+        self, received: Received[encoder_pb2.EncodeImagesRequest], context: Context
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
         with suppress(CallerLeftError):
             await self._calls.answered(
                 "EncodeImages",
-                request.request_id,
+                received.message.request_id,
                 context,
-                lambda record: self._encode_images(self._opened(), request, context, record),
+                lambda record: self._encode_images(self._opened(), received, context, record),
             )
 
     async def FetchEmbeddings(  # type: ignore[override]
-        self, request: encoder_pb2.FetchEmbeddingsRequest, context: Context
+        self, received: Received[encoder_pb2.FetchEmbeddingsRequest], context: Context
     ) -> None:
         """See protos/encoder/v1/encoder.proto."""
         with suppress(CallerLeftError):
             await self._calls.answered(
                 "FetchEmbeddings",
-                request.request_id,
+                received.message.request_id,
                 context,
-                lambda record: self._fetch(self._opened(), request, context, record),
+                lambda record: self._fetch(self._opened(), received.message, context, record),
             )
 
-    async def ReleaseEmbeddings(
-        self, request: encoder_pb2.ReleaseEmbeddingsRequest, context: Context
+    async def ReleaseEmbeddings(  # type: ignore[override]
+        self, received: Received[encoder_pb2.ReleaseEmbeddingsRequest], context: Context
     ) -> encoder_pb2.ReleaseEmbeddingsResponse:
         """See protos/encoder/v1/encoder.proto."""
 
         async def work(_: RequestRecord) -> encoder_pb2.ReleaseEmbeddingsResponse:
             pipeline = self._opened()
-            pipeline.processor.limits.check_num_images(len(request.keys))
-            released = sum(pipeline.store.release(key) for key in request.keys)
+            keys = received.message.keys
+            pipeline.processor.limits.check_num_images(len(keys))
+            released = sum(pipeline.store.release(key) for key in keys)
             return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
 
         return await self._calls.answered("ReleaseEmbeddings", "", context, work)
@@ -137,18 +143,23 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         return self._pipeline
 
     async def _encode_images(
-        self, pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest, context: Context, record: RequestRecord
+        self,
+        pipeline: Pipeline,
+        received: Received[encoder_pb2.EncodeImagesRequest],
+        context: Context,
+        record: RequestRecord,
     ) -> None:
         """The whole life of one request. Cancelling it takes its images out of every queue."""
+        request = received.message
         pipeline.processor.limits.check_request_id(request.request_id)
         time_remaining_s = context.time_remaining()
         deadline_s = math.inf if time_remaining_s is None else time.monotonic() + time_remaining_s
         lease_s = self._lease_s(request)
-        with _admitted(pipeline, request) as grant:
-            images = await pipeline.admit([_source(image) for image in request.images])
+        with _admitted(pipeline, received) as grant:
+            images = await pipeline.admit([partial(_source, image) for image in request.images])
             pipeline.processor.limits.check_request_patches(sum(image.grid_patches for image in images))
             grant.reserve(sum(image.num_patches for image in images), deadline_s - time.monotonic())
-            record.admitted(len(images), request.ByteSize())
+            record.admitted(len(images), received.num_bytes)
             answer = self._answer(context, pipeline, len(images), request.request_id, record)
             one = _OneRequest(
                 pipeline=pipeline,
@@ -272,16 +283,16 @@ class _OneRequest:
 
 
 @contextmanager
-def _admitted(pipeline: Pipeline, request: encoder_pb2.EncodeImagesRequest) -> Iterator[Grant]:
+def _admitted(pipeline: Pipeline, received: Received[encoder_pb2.EncodeImagesRequest]) -> Iterator[Grant]:
     """Room for a request while it runs.
 
     Raises:
         RequestError: it is empty, too large, or more than there is room for.
     """
-    limits, num_bytes = pipeline.processor.limits, request.ByteSize()
-    limits.check_num_images(len(request.images))
-    limits.check_request_bytes(num_bytes)
-    grant = pipeline.admission.admit(num_images=len(request.images), num_bytes=num_bytes)
+    limits, num_images = pipeline.processor.limits, len(received.message.images)
+    limits.check_num_images(num_images)
+    limits.check_request_bytes(received.num_bytes)
+    grant = pipeline.admission.admit(num_images=num_images, num_bytes=received.num_bytes)
     try:
         yield grant
     finally:

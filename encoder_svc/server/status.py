@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NoReturn
 
+import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -23,19 +24,7 @@ if TYPE_CHECKING:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
     """Ends the call with the error's status, ErrorInfo and, where they apply, BadRequest and RetryInfo."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
-    if error.code == "INVALID_ARGUMENT":
-        violation = error_details_pb2.BadRequest.FieldViolation(field="images", description=error.message)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after_s is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(error.retry_after_s * 1e3))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = rpc_status.to_status(
-        status_pb2.Status(
-            code=CODE_NUMBERS[error.code], message=error.message, details=[_pack(detail) for detail in details]
-        )
-    )
+    status = _status(error)
     try:
         # What was set before, such as the trace's context, would be dropped.
         metadata = (*(context.trailing_metadata() or ()), *(status.trailing_metadata or ()))
@@ -47,9 +36,39 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError
     raise AssertionError("abort() does not return")
 
 
+def end_with(
+    context: grpc.aio.ServicerContext[Any, Any], error: RequestError, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    """Has the call end as :func:`abort` does once its handler returns, for less: nothing is raised.
+
+    Args:
+        metadata: what the caller is told beside.
+    """
+    status = _status(error)
+    context.set_code(status.code)
+    context.set_details(status.details or "")
+    context.set_trailing_metadata((*metadata, *(status.trailing_metadata or ())))
+
+
 def item_error(index: int, error: RequestError) -> encoder_pb2.ItemError:
     """One image's failure, for the stream."""
     return encoder_pb2.ItemError(index=index, code=CODE_NUMBERS[error.code], reason=error.reason, message=error.message)
+
+
+def _status(error: RequestError) -> grpc.Status:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
+    if error.code == "INVALID_ARGUMENT":
+        violation = error_details_pb2.BadRequest.FieldViolation(field="images", description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1e3))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(
+        status_pb2.Status(
+            code=CODE_NUMBERS[error.code], message=error.message, details=[_pack(detail) for detail in details]
+        )
+    )
 
 
 def _pack(detail: Message) -> any_pb2.Any:

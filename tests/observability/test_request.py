@@ -105,3 +105,15 @@ def test_the_callers_trace_is_read_and_nothing_else(observer: Observer, tracepar
 def test_stages_keep_their_order() -> None:
     stages = Stages(send_s=4.0, admission_s=1.0, forward_s=2.0)
     assert [name for name, seconds in stages.items() if seconds] == ["admission", "forward", "send"]
+
+
+def test_refusals_are_counted_each_and_logged_together(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    observer = Observer(Metrics(), clock=lambda: now_s)
+    with caplog.at_level(logging.INFO):
+        for now_s in (1.0, 1.1, 1.9, 2.1):  # noqa: B007 (the clock's)
+            observer.refused("EncodeImages", (), "RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    counts = {"method": "EncodeImages", "code": "RESOURCE_EXHAUSTED", "reason": "QUEUE_FULL"}
+    assert value(observer, "encoder_requests_total", **counts) == 4
+    assert [record.__dict__["fields"]["refused"] for record in caplog.records] == [1, 3]
+    assert observer.num_running == 0

@@ -83,3 +83,27 @@ async def test_a_full_queue_turns_no_fetch_away_unread(channel: grpc.aio.Channel
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class EmptyPipeline(FullPipeline):
+    """One that has room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(self.admission.budgets, lambda: 0.0)
+
+
+@pytest.mark.parametrize("channel", [EmptyPipeline], indirect=True)
+@pytest.mark.parametrize("method", ["EncodeImages", "GetModelInfo", "FetchEmbeddings", "ReleaseEmbeddings"])
+async def test_bytes_that_are_no_message_are_named(channel: grpc.aio.Channel, observer: Observer, method: str) -> None:
+    call = channel.unary_stream(f"/encoder.v1.Encoder/{method}")(b"\x0a\xff\xff\xff", timeout=5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    detail = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    assert status.details[0].Unpack(detail)
+    assert detail.reason == "REQUEST_MALFORMED"
+    labels = {"method": method, "code": "INVALID_ARGUMENT", "reason": "REQUEST_MALFORMED"}
+    assert observer.metrics.registry.get_sample_value("encoder_requests_total", labels) == 1
