@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 
-import pytest
 import torch
 
 from encoder_svc.server.threads import image_threads
@@ -27,10 +24,3 @@ def test_torch_keeps_to_an_image_thread_and_nowhere_else() -> None:
         assert beside == [2]
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
-def test_image_threads_give_way() -> None:
-    with image_threads(1) as pool:
-        inside = pool.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
-    assert inside == min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19)
