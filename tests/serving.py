@@ -79,6 +79,11 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError(f"the server's log holds no {pattern!r}:\n{self.log}")
 
+    @property
+    def metrics_port(self) -> int:
+        """Where a server that was started with ``--metrics-port 0`` has its metrics."""
+        return int(self.wait_for_log(r"status page: http://\S+:(\d+)/")[1])
+
     def _port(self) -> int:
         return int(self.wait_for_log(r": serving .*:(\d+)")[1])
 

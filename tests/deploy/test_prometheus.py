@@ -51,17 +51,16 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     require("prometheus")
-    metrics_port = free_port()
     server = ServerProcess(
         *("--model", tiny_checkpoint("qwen2_5_vl"), "--device", "cpu"),
-        *("--metrics-port", str(metrics_port), "--max-inflight-images", str(MAX_INFLIGHT_IMAGES)),
+        *("--metrics-port", "0", "--max-inflight-images", str(MAX_INFLIGHT_IMAGES)),
     )
     with (
         server,
         Traffic(server.target),
         Prometheus(
             DEPLOY / "prometheus" / "prometheus.yaml",
-            scrapes=f"127.0.0.1:{metrics_port}",
+            scrapes=f"127.0.0.1:{server.metrics_port}",
             port=free_port(),
             folder=tmp_path_factory.mktemp("prometheus"),
         ) as prometheus,

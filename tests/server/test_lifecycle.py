@@ -331,8 +331,7 @@ def test_a_host_that_cannot_be_listened_on_is_refused_with_the_reason(tiny_check
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_address_is_listened_on(tiny_checkpoint, host: str) -> None:
-    port = free_port()
-    options = ("--host", host, "--metrics-port", str(port))
+    options = ("--host", host, "--metrics-port", "0")
     with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", *options) as serving:
         assert health(serving.target.replace("127.0.0.1", "[::1]")) == SERVING
-        socket.create_connection(("::1", port), timeout=10).close()
+        socket.create_connection(("::1", serving.metrics_port), timeout=10).close()
