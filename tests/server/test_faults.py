@@ -136,5 +136,6 @@ async def test_a_device_that_hangs_ends_the_process(
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(RequestError) as caught:
             await client.encode([image(56)], timeout_s=5)
-        assert caught.value.code == "UNAVAILABLE"
+        # CANCELLED where the server ends while it answers.
+        assert caught.value.code in ("UNAVAILABLE", "CANCELLED")
         hangs.set()
