@@ -38,8 +38,8 @@ class BatchResult:
     """What came out of a batch.
 
     Attributes:
-        embeddings: the bytes of each image's [rows, width], of the tower's dtype, in memory of its own; None where
-            they hold NaN or infinity.
+        embeddings: the bytes of each image's [rows, width], of the tower's dtype, as views of the batch's memory; None
+            where they hold NaN or infinity.
         h2d_s, forward_s, d2h_s: of the whole batch.
         resize_s: of what came as pixels.
         build_s: to pack it on the host; split_s: to cut it into images.

@@ -20,7 +20,7 @@ class EncodedItem:
     """One image's embeddings.
 
     Attributes:
-        data: [rows, width] of the tower's dtype, as bytes.
+        data: [rows, width] of the tower's dtype, as bytes: a view of its batch's memory, to be copied by who keeps it.
         queue_s: from the queue's door to the start of its batch.
         build_s, device_wait_s, h2d_s, resize_s, forward_s, d2h_s: of the batch it rode in; see observability/stages.py.
         split_s: to cut that batch into images.

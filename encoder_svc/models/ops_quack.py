@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # sum is not much longer than a row.
 _MIN_ROWS_ADDED: Final = 8_192
 _MAX_INPUTS_AN_OUTPUT: Final = 2
+# How the names of epilogues end that make one value of two.
+_GATED: Final = "_gated"
 
 
 class QuackOps(TritonOps):
@@ -123,9 +125,6 @@ class QuackOps(TritonOps):
             cluster_N=tile.cluster_columns,
             pingpong=True,
         )
-
-
-_GATED: Final = "_gated"
 
 
 def _epilogue(mlp: MlpWeights) -> str:

@@ -35,7 +35,8 @@ class InputBuilder(Protocol):
 
 
 class OutputProcessor(Protocol):
-    """Cuts a batch's rows into images; :func:`encoder_svc.engine.outputs.split_by_image` is the default."""
+    """Cuts a batch's rows into images, whose bytes may be views of them;
+    :func:`encoder_svc.engine.outputs.split_by_image` is the default."""
 
     def __call__(
         self, rows: torch.Tensor, finite: torch.Tensor, grids: Sequence[GridThw], merge_size: int

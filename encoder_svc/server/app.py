@@ -60,9 +60,6 @@ _SERVICE = encoder_pb2.DESCRIPTOR.services_by_name["Encoder"].full_name
 # Above our own limit, so that a request a little too large gets our reason and not only the transport's.
 _MESSAGE_SLACK_BYTES = 2**20
 _INT32_MAX = 2**31 - 1  # gRPC's "for ever"
-# For how long a thread may keep Python's lock while others want it. The device's thread gives it up with each kernel
-# that it launches, some 300 a batch, and with Python's own 5 ms would wait as often for the loop's thread.
-_SWITCH_INTERVAL_S: Final = 1e-4
 # How long connections stay after the last request, so that callers read DRAINING and health watches NOT_SERVING.
 _FAREWELL_S = 0.5
 
@@ -75,7 +72,6 @@ def run_server(loaded: LoadedConfig) -> int:
     """
     config = loaded.config
     use_one_heap()
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     configure_logs(config.log_level, config.log_format, sys.stderr)
     # A second series beside each, which says only when it was first used.
     disable_created_metrics()  # type: ignore[no-untyped-call]
