@@ -14,7 +14,7 @@ import pytest
 from encoder_svc.config import Config, kernel_cache_folder, load_config
 from encoder_svc.platforms.kernel_cache import use_kernel_cache, why_not
 from tests.platforms.machines import cpu, cuda, rocm
-from tests.serving import ServerProcess
+from tests.serving import ENVIRONMENT, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*FOLDERS, *SWITCHES):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+        monkeypatch.delitem(ENVIRONMENT, name, raising=False)
 
 
 @pytest.fixture
