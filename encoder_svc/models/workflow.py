@@ -71,13 +71,22 @@ class Workflow:
         return cast("type[VisionEncoder]", _load(self.model_type, self.encoder))
 
     def load_input_processor(self) -> InputProcessor:
-        return cast("InputProcessor", _load(self.model_type, self.input_processor))
+        return load_input_processor(self.model_type, self.input_processor)
 
     def load_input_builder(self) -> InputBuilder:
         return cast("InputBuilder", _load(self.model_type, self.input_builder))
 
     def load_output_processor(self) -> OutputProcessor:
         return cast("OutputProcessor", _load(self.model_type, self.output_processor))
+
+
+def load_input_processor(model_type: str, name: str) -> InputProcessor:
+    """A workflow's input processor by its name, for a process that holds no weights.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    return cast("InputProcessor", _load(model_type, name))
 
 
 @cache

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import Reason, request_error
-from encoder_svc.server.info import DTYPES
 from encoder_svc.server.status import item_error
 from encoder_svc.transport.chunks import chunk_messages
 
@@ -17,10 +16,9 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from encoder_svc.errors import RequestError
-    from encoder_svc.models.tower import VisionTower
     from encoder_svc.observability.request import RequestRecord
     from encoder_svc.observability.stages import Stages
-    from encoder_svc.server.pipeline import Embeddings
+    from encoder_svc.server.core import Embeddings
 
 
 class CallerLeftError(Exception):
@@ -31,13 +29,14 @@ class Answer:
     """Writes one call's answer. Whatever it says of images is also counted in ``summary``, and told to ``record``.
 
     Args:
+        info: of the model that is served.
         send_timeout_s: how long the caller may leave one message unread.
     """
 
     def __init__(
         self,
         context: grpc.aio.ServicerContext[Any, Any],
-        tower: VisionTower,
+        info: encoder_pb2.GetModelInfoResponse,
         record: RequestRecord,
         *,
         num_images: int,
@@ -46,7 +45,7 @@ class Answer:
     ) -> None:
         self.summary = encoder_pb2.Summary(num_images=num_images, request_id=request_id)
         self._context = context
-        self._tower = tower
+        self._info = info
         self._record = record
         self._send_timeout_s = send_timeout_s
         # gRPC takes one message at a time; and images one after the other, so that the first is whole sooner.
@@ -113,17 +112,17 @@ class Answer:
             raise CallerLeftError from error
 
     def _header(self, index: int, key: str, embeddings: Embeddings) -> encoder_pb2.ItemHeader:
-        config, grid = self._tower.encoder.config, embeddings.grid
+        info, grid = self._info, embeddings.grid
         return encoder_pb2.ItemHeader(
             index=index,
             grid_thw=encoder_pb2.GridThw(t=grid.t, h=grid.h, w=grid.w),
             rows=self._num_rows(embeddings),
-            width=config.width,
-            dtype=DTYPES[self._tower.dtype],
+            width=info.width,
+            dtype=info.dtype,
             byte_length=embeddings.nbytes,
             content_key=key,
-            num_deepstack=config.num_deepstack,
+            num_deepstack=info.num_deepstack,
         )
 
     def _num_rows(self, embeddings: Embeddings) -> int:
-        return embeddings.grid.num_rows(self._tower.settings.merge_size)
+        return embeddings.grid.num_rows(self._info.spatial_merge_size)

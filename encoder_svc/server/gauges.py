@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from encoder_svc.engine.admission import Admission
-    from encoder_svc.server.pipeline import Pipeline
+    from encoder_svc.server.core import LocalCore
+    from encoder_svc.server.window import Window
 
 
-def pipeline_gauges(pipeline: Pipeline) -> dict[str, Callable[[], float]]:
+def core_gauges(core: LocalCore) -> dict[str, Callable[[], float]]:
     """Queues, budgets, device and cache of a loaded model."""
-    admission, engine, store = pipeline.admission, pipeline.engine, pipeline.store
+    admission, engine, store = core.admission, core.engine, core.store
     budgets, watch = admission.budgets, engine.watch
     return {
         "encoder_predicted_queue_delay_seconds": lambda: _drain_time_s(admission),
@@ -26,8 +27,6 @@ def pipeline_gauges(pipeline: Pipeline) -> dict[str, Callable[[], float]]:
         "encoder_inflight_images_limit": lambda: budgets.max_inflight_images,
         "encoder_inflight_bytes": lambda: admission.pending_bytes,
         "encoder_inflight_bytes_limit": lambda: budgets.max_inflight_bytes,
-        "encoder_decoded_bytes": lambda: pipeline.decoded.held,
-        "encoder_decoded_bytes_limit": lambda: pipeline.decoded.size,
         "encoder_device_busy_ratio": lambda: watch.busy_ratio,
         "encoder_batch_in_progress_age_seconds": lambda: watch.batch_age_s,
         "encoder_last_progress_timestamp_seconds": lambda: watch.last_progress_s,
@@ -40,6 +39,14 @@ def pipeline_gauges(pipeline: Pipeline) -> dict[str, Callable[[], float]]:
         "encoder_leases": lambda: store.stats.num_leased,
         "encoder_leased_bytes": lambda: store.stats.leased_bytes,
         "encoder_leased_bytes_limit": lambda: store.max_leased_bytes,
+    }
+
+
+def decoded_gauges(decoded: Window) -> dict[str, Callable[[], float]]:
+    """Pixels that wait for the device."""
+    return {
+        "encoder_decoded_bytes": lambda: decoded.held,
+        "encoder_decoded_bytes_limit": lambda: decoded.size,
     }
 
 

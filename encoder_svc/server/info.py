@@ -1,15 +1,19 @@
-"""What GetModelInfo answers, and the wire's names of things."""
+"""What is known of the model once it is loaded: for GetModelInfo, and for whoever prepares images for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.images.limits import Limits
+from encoder_svc.models.workflow import load_input_processor
 from encoder_svc.transport.chunks import MAX_CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from encoder_svc.images.limits import Limits
+    from encoder_svc.config import Config
+    from encoder_svc.images.processor import ImageProcessor, ProcessorSettings
     from encoder_svc.models.tower import VisionTower
 
 DTYPES = {
@@ -20,7 +24,42 @@ DTYPES = {
 DTYPE_NAMES = {number: name for name, number in DTYPES.items()}
 
 
-def model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoResponse:
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A loaded model, without its weights.
+
+    Attributes:
+        info: what GetModelInfo answers.
+        input_processor: ``module:attribute``; see :class:`encoder_svc.models.workflow.Workflow`.
+    """
+
+    info: encoder_pb2.GetModelInfoResponse
+    settings: ProcessorSettings
+    input_processor: str
+
+    def load_processor(self, limits: Limits) -> ImageProcessor:
+        """What turns its images into patches."""
+        return load_input_processor(self.info.family, self.input_processor)(self.settings, limits)
+
+
+def model_facts(tower: VisionTower, limits: Limits) -> ModelFacts:
+    """Those of a tower."""
+    return ModelFacts(_model_info(tower, limits), tower.settings, tower.workflow.input_processor)
+
+
+def limits_of(config: Config) -> Limits:
+    """The operator's limits on what a caller sends."""
+    return Limits(
+        max_image_bytes=config.max_image_bytes,
+        max_request_bytes=config.max_request_bytes,
+        max_image_side=config.max_image_side,
+        max_image_pixels=config.max_image_pixels,
+        max_images=config.max_images,
+        max_request_patches=config.max_request_patches,
+    )
+
+
+def _model_info(tower: VisionTower, limits: Limits) -> encoder_pb2.GetModelInfoResponse:
     """All that a client may want to know of this replica."""
     config, settings, selection = tower.encoder.config, tower.settings, tower.selection
     return encoder_pb2.GetModelInfoResponse(

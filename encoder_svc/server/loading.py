@@ -1,4 +1,4 @@
-"""From a config to a pipeline: first everything that can be refused without reading a weight, then the weights."""
+"""From a config to a core: first everything that can be refused without reading a weight, then the weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import logging
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from encoder_svc.cache.keys import ContentKeys
 from encoder_svc.cache.promises import Promises
 from encoder_svc.cache.single_flight import SingleFlight
 from encoder_svc.cache.store import EmbeddingStore
@@ -22,7 +22,6 @@ from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
-from encoder_svc.images.limits import Limits
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.ops_choice import refuse_quantisation
@@ -30,12 +29,11 @@ from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.cores import usable_cores
-from encoder_svc.server.pipeline import Pipeline
-from encoder_svc.server.threads import image_threads
-from encoder_svc.server.window import Window
+from encoder_svc.server.core import LocalCore
+from encoder_svc.server.info import ModelFacts, limits_of, model_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.config import Config
@@ -49,6 +47,15 @@ logger = logging.getLogger(__name__)
 # (docs/engine.md, "Measured").
 _MAX_BATCH_PATCHES = 65_536
 _MAX_BATCH_PATCHES_ON_CPU = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready to encode."""
+
+    tower: VisionTower
+    core: LocalCore
+    facts: ModelFacts
 
 
 class Loader:
@@ -65,15 +72,7 @@ class Loader:
         self._config = config
         self._metrics = metrics
         self.phases = phases
-        self.limits = Limits(
-            max_image_bytes=config.max_image_bytes,
-            max_request_bytes=config.max_request_bytes,
-            max_image_side=config.max_image_side,
-            max_image_pixels=config.max_image_pixels,
-            max_images=config.max_images,
-            max_request_patches=config.max_request_patches,
-        )
-        self._decode_threads = config.decode_threads or usable_cores()
+        self.limits = limits_of(config)
         # torch counts the machine's cores, not those that a container's quota leaves.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self._device = resolve_device(config.device)
@@ -95,8 +94,11 @@ class Loader:
         self._attention = self._make_attention() if asked else None
         phases.end("attention")
 
-    async def load(self) -> Pipeline:
+    async def load(self, own: Callable[[memoryview], memoryview] | None = None) -> Loaded:
         """Reads the weights and encodes one photograph. What it returns is ready.
+
+        Args:
+            own: see :class:`LocalCore`; None for its default.
 
         Raises:
             AttentionBackendError: nothing that the platform could choose passes its check.
@@ -109,10 +111,11 @@ class Loader:
         runner = DeviceRunner(tower)
         max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
         thread.shutdown()
-        pipeline = self._pipeline(tower, runner, max_batch_patches)
+        core = self._core(runner, max_batch_patches, own)
+        facts = model_facts(tower, self.limits)
         photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
-        plan = pipeline.processor.plan(EncodedImageBytes(photograph))
-        await pipeline.engine.encode(await asyncio.to_thread(plan.process))
+        plan = facts.load_processor(self.limits).plan(EncodedImageBytes(photograph))
+        await core.engine.encode(await asyncio.to_thread(plan.process))
         logger.info(
             "loaded %s (%s, %s on %s)",
             tower.model,
@@ -120,7 +123,7 @@ class Loader:
             tower.dtype,
             self._platform.device_name(),
         )
-        return pipeline
+        return Loaded(tower, core, facts)
 
     def load_tower(self) -> VisionTower:
         """The encoder alone, as :meth:`load` loads it."""
@@ -169,32 +172,32 @@ class Loader:
             phase_ended=self.phases.end,
         )
 
-    def _pipeline(self, tower: VisionTower, runner: DeviceRunner, max_batch_patches: int) -> Pipeline:
+    def _core(
+        self, runner: DeviceRunner, max_batch_patches: int, own: Callable[[memoryview], memoryview] | None
+    ) -> LocalCore:
         config = self._config
         scheduler: Scheduler[Work] = Scheduler(
             max_batch_patches=max_batch_patches,
             max_batch_images=config.max_batch_images,
         )
-        budgets = Budgets(
-            max_queued_patches=config.max_queued_patches,
-            max_inflight_images=config.max_inflight_images,
-            max_inflight_bytes=config.max_inflight_bytes,
-        )
         watch = DeviceWatch(self._metrics)
-        return Pipeline(
-            tower=tower,
-            processor=tower.workflow.load_input_processor()(self._settings, self.limits),
-            keys=ContentKeys(tower.config_hash, self._settings.hash()),
+        return LocalCore(
             engine=Engine(runner, scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
-            admission=Admission(budgets, time.monotonic),
+            admission=Admission(budgets_of(config), time.monotonic),
             store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
             flights=SingleFlight(),
             promises=Promises(),
-            decoded=Window(config.max_decoded_bytes),
-            header_threads=ThreadPoolExecutor(2, thread_name_prefix="header"),
-            image_threads=image_threads(self._decode_threads),
-            decodes_per_request=self._decode_threads,
+            **({} if own is None else {"own": own}),
         )
+
+
+def budgets_of(config: Config) -> Budgets:
+    """The operator's bounds on what is pending."""
+    return Budgets(
+        max_queued_patches=config.max_queued_patches,
+        max_inflight_images=config.max_inflight_images,
+        max_inflight_bytes=config.max_inflight_bytes,
+    )
 
 
 def _progress_bar(names: Iterable[str], total: int) -> Iterable[str]:

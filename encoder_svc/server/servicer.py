@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,18 @@ from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, Pi
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.answer import Answer, CallerLeftError
 from encoder_svc.server.calls import Calls
-from encoder_svc.server.info import DTYPE_NAMES, model_info
+from encoder_svc.server.info import DTYPE_NAMES
 from encoder_svc.server.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
     import grpc.aio
 
-    from encoder_svc.engine.admission import Grant
     from encoder_svc.observability.request import Observer, RequestRecord
+    from encoder_svc.server.core import AdmittedRequest, Encoded
     from encoder_svc.server.gate import Received
-    from encoder_svc.server.pipeline import AdmittedImage, Encoded, Pipeline, RequestShare
+    from encoder_svc.server.pipeline import CheckedImage, Pipeline, RequestShare
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -75,7 +75,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         """Why a call of ``method`` would be refused whatever its message says; None if that depends on it."""
         if self._pipeline is None:
             return self._refusal
-        if method == "EncodeImages" and (refusal := self._pipeline.admission.refusal_at_the_door()):
+        if method == "EncodeImages" and (refusal := self._pipeline.core.refusal_at_the_door()):
             return refusal
         return None
 
@@ -90,8 +90,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         """See protos/encoder/v1/encoder.proto."""
 
         async def work(_: RequestRecord) -> encoder_pb2.GetModelInfoResponse:
-            pipeline = self._opened()
-            return model_info(pipeline.tower, pipeline.processor.limits)
+            return self._opened().info
 
         return await self._calls.answered("GetModelInfo", "", context, work)
 
@@ -128,8 +127,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             pipeline = self._opened()
             keys = received.message.keys
             pipeline.processor.limits.check_num_images(len(keys))
-            released = sum(pipeline.store.release(key) for key in keys)
-            return encoder_pb2.ReleaseEmbeddingsResponse(num_released=released)
+            return encoder_pb2.ReleaseEmbeddingsResponse(num_released=await pipeline.core.release(keys))
 
         return await self._calls.answered("ReleaseEmbeddings", "", context, work)
 
@@ -155,15 +153,17 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         time_remaining_s = context.time_remaining()
         deadline_s = math.inf if time_remaining_s is None else time.monotonic() + time_remaining_s
         lease_s = self._lease_s(request)
-        with _admitted(pipeline, received) as grant:
-            images = await pipeline.admit([partial(_source, image) for image in request.images])
-            pipeline.processor.limits.check_request_patches(sum(image.grid_patches for image in images))
-            grant.reserve(sum(image.num_patches for image in images), deadline_s - time.monotonic())
+        async with _admitted(pipeline, received) as admitted:
+            images = await pipeline.check([partial(_source, image) for image in request.images])
+            pipeline.processor.limits.check_request_patches(sum(image.num_patches for image in images))
+            costs = await admitted.reserve(
+                [(image.key, image.num_patches) for image in images], deadline_s - time.monotonic()
+            )
             record.admitted(len(images), received.num_bytes)
             answer = self._answer(context, pipeline, len(images), request.request_id, record)
             one = _OneRequest(
                 pipeline=pipeline,
-                grant=grant,
+                admitted=admitted,
                 answer=answer,
                 window=Window(self._serving.request_window_patches),
                 share=pipeline.share(),
@@ -174,8 +174,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             )
             try:
                 async with asyncio.TaskGroup() as images_running:
-                    for image in images:
-                        images_running.create_task(one.run(image))
+                    for image, cost in zip(images, costs, strict=True):
+                        images_running.create_task(one.run(image, cost))
             except ExceptionGroup as group:
                 raise group.exceptions[0] from None
             await answer.end()
@@ -188,12 +188,12 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         record.admitted(len(request.keys))
         answer = self._answer(context, pipeline, len(request.keys), request.request_id, record)
         for index, key in enumerate(request.keys):
-            await pipeline.promises.wait(key)
-            try:
-                embeddings = pipeline.store.fetch(key)
-            except RequestError as error:
-                await answer.failure(index, error)
-            else:
+            async with AsyncExitStack() as held:
+                try:
+                    embeddings = await held.enter_async_context(pipeline.core.fetch(key))
+                except RequestError as error:
+                    await answer.failure(index, error)
+                    continue
                 await answer.image(index, key, embeddings, outcome="fetched", stages=Stages(), ready_s=time.monotonic())
         await answer.end()
 
@@ -202,7 +202,7 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
     ) -> Answer:
         return Answer(
             context,
-            pipeline.tower,
+            pipeline.info,
             record,
             num_images=num_images,
             request_id=request_id,
@@ -230,7 +230,7 @@ class _OneRequest:
     """What the images of a request share."""
 
     pipeline: Pipeline
-    grant: Grant
+    admitted: AdmittedRequest
     answer: Answer
     window: Window
     share: RequestShare
@@ -239,11 +239,11 @@ class _OneRequest:
     arrived_s: float
     admitted_s: float
 
-    async def run(self, image: AdmittedImage) -> None:
+    async def run(self, image: CheckedImage, cost_patches: int) -> None:
         """One image, from admission to the last byte. Raises only what ends the whole request."""
         completed = False
         try:
-            async with self.window.room(image.num_patches):
+            async with self.window.room(cost_patches):
                 entered_s = time.monotonic()
                 encoded = await self._encode(image, entered_s)
                 if isinstance(encoded, RequestError):
@@ -264,17 +264,20 @@ class _OneRequest:
                 )
                 completed = True
         finally:
-            self.grant.image_done(image.num_patches, completed=completed)
+            self.admitted.image_done(image.index, completed=completed)
 
-    async def _encode(self, image: AdmittedImage, since_s: float) -> Encoded | RequestError:
+    async def _encode(self, image: CheckedImage, since_s: float) -> Encoded | RequestError:
         """The image's embeddings, leased if they are to be retained; or what went wrong with it."""
+        if isinstance(image.plan, RequestError):
+            return image.plan
         try:
-            if self.lease_s is None:
-                return await self.pipeline.encode(image, self.share, deadline_s=self.deadline_s, since_s=since_s)
-            with self.pipeline.promises.promise(image.key):
-                encoded = await self.pipeline.encode(image, self.share, deadline_s=self.deadline_s, since_s=since_s)
-                self.pipeline.store.lease(image.key, encoded.embeddings, self.lease_s)
-                return encoded
+            return await self.admitted.encode(
+                image.index,
+                partial(self.pipeline.decode, image.plan, self.share, self.deadline_s),
+                deadline_s=self.deadline_s,
+                since_s=since_s,
+                lease_s=self.lease_s,
+            )
         except RequestError as error:
             return error
         except Exception:
@@ -282,8 +285,10 @@ class _OneRequest:
             return request_error(Reason.INTERNAL, "The server failed on this image.")
 
 
-@contextmanager
-def _admitted(pipeline: Pipeline, received: Received[encoder_pb2.EncodeImagesRequest]) -> Iterator[Grant]:
+@asynccontextmanager
+async def _admitted(
+    pipeline: Pipeline, received: Received[encoder_pb2.EncodeImagesRequest]
+) -> AsyncIterator[AdmittedRequest]:
     """Room for a request while it runs.
 
     Raises:
@@ -292,11 +297,11 @@ def _admitted(pipeline: Pipeline, received: Received[encoder_pb2.EncodeImagesReq
     limits, num_images = pipeline.processor.limits, len(received.message.images)
     limits.check_num_images(num_images)
     limits.check_request_bytes(received.num_bytes)
-    grant = pipeline.admission.admit(num_images=num_images, num_bytes=received.num_bytes)
+    admitted = await pipeline.core.admit(num_images=num_images, num_bytes=received.num_bytes)
     try:
-        yield grant
+        yield admitted
     finally:
-        grant.close()
+        admitted.close()
 
 
 def _source(image: encoder_pb2.Image) -> ImageSource | RequestError:

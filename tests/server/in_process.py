@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from encoder_svc.config import load_config
@@ -12,6 +13,8 @@ from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.start import StartPhases
 from encoder_svc.server.app import Server
+from encoder_svc.server.core import LocalCore
+from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.loading import Loader
 
 if TYPE_CHECKING:
@@ -21,9 +24,17 @@ if TYPE_CHECKING:
     from encoder_svc.server.pipeline import Pipeline
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What a server is made of."""
+
+    pipeline: Pipeline
+    core: LocalCore
+
+
 @asynccontextmanager
-async def serving(model: Path, *, exit_code: int = 0, **options: object) -> AsyncIterator[tuple[Pipeline, str]]:
-    """The pipeline of a server that takes requests, and its target. On the CPU, without a cache.
+async def serving(model: Path, *, exit_code: int = 0, **options: object) -> AsyncIterator[tuple[Inside, str]]:
+    """The inside of a server that takes requests, and its target. On the CPU, without a cache.
 
     Args:
         exit_code: that it is to end with.
@@ -36,9 +47,14 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     metrics = Metrics()
     server = Server(config, Loader(config, str(model), metrics, StartPhases(0.0)), Observer(metrics))
     running = asyncio.create_task(server.run())
-    while server._servicer._pipeline is None:
+    while not server._is_open:
         await asyncio.sleep(0.01)
         assert not running.done(), running.exception()
-    yield server._servicer._pipeline, f"127.0.0.1:{port}"
+    entrance = server._entrance
+    assert isinstance(entrance, InProcess)
+    assert entrance.pipeline is not None
+    core = entrance.pipeline.core
+    assert isinstance(core, LocalCore)
+    yield Inside(entrance.pipeline, core), f"127.0.0.1:{port}"
     server._stop.set()
     assert await running == exit_code

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from encoder_svc.server.pipeline import Pipeline
+    from tests.server.in_process import Inside
 
 NUM_REQUESTS = 1_000
 AT_ONCE = 100
@@ -32,15 +32,15 @@ def images() -> list[np.ndarray]:
     return [random_.integers(0, 256, (height, width, 3), np.uint8) for height, width in sides]
 
 
-async def reference(pipeline: Pipeline, image: np.ndarray) -> bytes:
+async def reference(inside: Inside, image: np.ndarray) -> bytes:
     """The image encoded by itself."""
-    plan = pipeline.processor.plan(RawRgb(*image.shape[:2], image.tobytes()))
-    return bytes((await pipeline.engine.encode(plan.process())).data)
+    plan = inside.pipeline.processor.plan(RawRgb(*image.shape[:2], image.tobytes()))
+    return bytes((await inside.core.engine.encode(plan.process())).data)
 
 
-def numbers(pipeline: Pipeline) -> dict[str, int]:
+def numbers(inside: Inside) -> dict[str, int]:
     """What is in work or kept, everywhere that something can be."""
-    admission, engine = pipeline.admission, pipeline.engine
+    admission, engine = inside.core.admission, inside.core.engine
     return {
         "requests": admission.num_requests,
         "images": admission.pending_images,
@@ -49,8 +49,8 @@ def numbers(pipeline: Pipeline) -> dict[str, int]:
         "expected": admission.expected_patches,
         "queued": engine.queued_images,
         "queued patches": engine.queued_patches,
-        "flights": len(pipeline._flights),
-        "decoded": pipeline.decoded.held,
+        "flights": len(inside.core.flights),
+        "decoded": inside.pipeline.decoded.held,
         "batches": len(engine._batches),
         "tasks": len(asyncio.all_tasks()),
         "threads": threading.active_count(),
@@ -63,14 +63,14 @@ async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str]
     async with (
         # Of the pixels that wait for a device, as many as a few images have.
         serving(tiny_checkpoint("qwen2_5_vl"), image_processing=place, max_decoded_bytes="500000") as (
-            pipeline,
+            inside,
             target,
         ),
         AsyncEncoderClient(target) as client,
     ):
         sent = images()
         await asyncio.gather(*(client.encode([image]) for image in sent[:AT_ONCE]))  # every thread is there now
-        before = numbers(pipeline)
+        before = numbers(inside)
         chance = random.Random(1)
         leaving = set(chance.sample(range(NUM_REQUESTS), NUM_REQUESTS // 2))
         at_once = asyncio.Semaphore(AT_ONCE)
@@ -93,12 +93,12 @@ async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str]
         assert len(received) < NUM_REQUESTS - 50  # cancelling came in time for many
         for _ in range(100):
             gc.collect()
-            after = numbers(pipeline)
+            after = numbers(inside)
             if after == before:
                 break
             await asyncio.sleep(0.05)
         assert after == before
         for index in chance.sample(sorted(received), 200):
-            expected = np.frombuffer(await reference(pipeline, sent[index]), np.float32)
+            expected = np.frombuffer(await reference(inside, sent[index]), np.float32)
             seen = np.frombuffer(received[index], np.float32)
             np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

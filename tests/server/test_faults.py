@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.engine.runner import Submitted
     from encoder_svc.images.types import ProcessedImage
-    from encoder_svc.server.pipeline import Pipeline
+    from tests.server.in_process import Inside
 
 GOOD_SIDES = (56, 84, 112)
 BAD_SIDE = 140
@@ -37,7 +37,7 @@ def is_bad(processed: ProcessedImage) -> bool:
     return processed.grid.h == BAD_SIDE // 14
 
 
-def decoding_crashes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def decoding_crashes(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = images_processor.patchify
 
     def patchify(pixels: np.ndarray, **options: int) -> object:
@@ -48,9 +48,9 @@ def decoding_crashes(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(images_processor, "patchify", patchify)
 
 
-def on_the_device(error: Exception) -> Callable[[Pipeline, pytest.MonkeyPatch], None]:
-    def install(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-        runner = pipeline.engine._runner
+def on_the_device(error: Exception) -> Callable[[Inside, pytest.MonkeyPatch], None]:
+    def install(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+        runner = inside.core.engine._runner
         submit = runner.submit
 
         def failing(images: Sequence[ProcessedImage]) -> Submitted:
@@ -63,8 +63,8 @@ def on_the_device(error: Exception) -> Callable[[Pipeline, pytest.MonkeyPatch], 
     return install
 
 
-def output_is_nan(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = pipeline.tower.encoder
+def output_is_nan(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = inside.core.engine._runner._tower.encoder
     forward, build = encoder.forward, encoder.build_inputs
     grids = []
 
@@ -98,13 +98,13 @@ def output_is_nan(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_only_the_images_concerned_fail(
     tiny_checkpoint: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
-    fault: Callable[[Pipeline, pytest.MonkeyPatch], None],
+    fault: Callable[[Inside, pytest.MonkeyPatch], None],
     reason: str,
 ) -> None:
     sent = [image(side) for side in (*GOOD_SIDES, BAD_SIDE, *GOOD_SIDES)]
-    async with serving(tiny_checkpoint("qwen2_vl")) as (pipeline, target), AsyncEncoderClient(target) as client:
+    async with serving(tiny_checkpoint("qwen2_vl")) as (inside, target), AsyncEncoderClient(target) as client:
         sound = await client.encode(sent[:3])
-        fault(pipeline, monkeypatch)
+        fault(inside, monkeypatch)
         seen = [result async for result in client.stream(sent)]
         failed = [result for result in seen if isinstance(result, RequestError)]
         assert [str(error.reason) for error in failed] == [reason]
@@ -123,13 +123,13 @@ async def test_a_device_that_hangs_ends_the_process(
 ) -> None:
     hangs = threading.Event()
     async with (
-        serving(tiny_checkpoint("qwen2_vl"), watchdog_s=0.5, exit_code=EXIT_DEVICE_BROKEN) as (pipeline, target),
+        serving(tiny_checkpoint("qwen2_vl"), watchdog_s=0.5, exit_code=EXIT_DEVICE_BROKEN) as (inside, target),
         AsyncEncoderClient(target) as client,
         grpc.aio.insecure_channel(target) as channel,
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        monkeypatch.setattr(pipeline.engine._runner, "submit", lambda images: hangs.wait(20))
+        monkeypatch.setattr(inside.core.engine._runner, "submit", lambda images: hangs.wait(20))
         calls = [asyncio.create_task(client.encode([image(side)])) for side in GOOD_SIDES]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {getattr(error, "reason", error) for error in ended} == {"DEVICE_BROKEN"}

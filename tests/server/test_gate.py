@@ -28,8 +28,8 @@ class FullPipeline:
 
     def __init__(self) -> None:
         budgets = Budgets(max_queued_patches=10, max_inflight_images=10, max_inflight_bytes=10)
-        self.admission = Admission(budgets, lambda: 0.0)
-        self.admission.admit(num_images=1, num_bytes=1).reserve(10, 60.0)
+        self.core = Admission(budgets, lambda: 0.0)
+        self.core.admit(num_images=1, num_bytes=1).reserve(10, 60.0)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ class EmptyPipeline(FullPipeline):
 
     def __init__(self) -> None:
         super().__init__()
-        self.admission = Admission(self.admission.budgets, lambda: 0.0)
+        self.core = Admission(self.core.budgets, lambda: 0.0)
 
 
 @pytest.mark.parametrize("channel", [EmptyPipeline], indirect=True)

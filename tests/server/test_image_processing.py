@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.engine.runner import Submitted
     from encoder_svc.images.types import EncoderImage
-    from encoder_svc.server.pipeline import Pipeline
+    from tests.server.in_process import Inside
     from tests.serving import ServerProcess
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -114,10 +114,10 @@ def test_the_same_image_comes_from_the_cache(server: Callable[..., ServerProcess
 
 async def test_a_hundred_requests_for_one_image_resize_it_once(tiny_checkpoint: Callable[[str], Path]) -> None:
     async with (
-        serving(tiny_checkpoint("qwen2_vl"), image_processing="device", cache_bytes="1GiB") as (pipeline, target),
+        serving(tiny_checkpoint("qwen2_vl"), image_processing="device", cache_bytes="1GiB") as (inside, target),
         AsyncEncoderClient(target) as client,
     ):
-        seen = watch_batches(pipeline)
+        seen = watch_batches(inside)
         answers = await asyncio.gather(*[client.encode([noise(600, 600)]) for _ in range(100)])
     assert len({answer[0].embeddings.tobytes() for answer in answers}) == 1
     assert [image.pixels.shape for image in seen] == [(600, 600, 3)]
@@ -126,10 +126,10 @@ async def test_a_hundred_requests_for_one_image_resize_it_once(tiny_checkpoint: 
 # How many pixels wait
 
 
-def watch_batches(pipeline: Pipeline, gate: threading.Event | None = None) -> list[EncoderImage]:
+def watch_batches(inside: Inside, gate: threading.Event | None = None) -> list[EncoderImage]:
     """Every image that the device gets from now on, once ``gate`` is open."""
     seen: list[EncoderImage] = []
-    runner = pipeline.engine._runner
+    runner = inside.core.engine._runner
     submit = runner.submit
 
     def watched(images: Sequence[EncoderImage]) -> Submitted:
@@ -147,44 +147,44 @@ async def test_no_more_pixels_are_decoded_than_may_wait(tiny_checkpoint: Callabl
     async with (
         serving(
             tiny_checkpoint("qwen2_vl"), image_processing="device", max_decoded_bytes="70000", max_batch_images=1
-        ) as (pipeline, target),
+        ) as (inside, target),
         AsyncEncoderClient(target) as client,
     ):
         gate = threading.Event()
-        seen = watch_batches(pipeline, gate)
+        seen = watch_batches(inside, gate)
         calls = [asyncio.create_task(client.encode([image], timeout_s=60)) for image in images]
-        while len(seen) < 1 or pipeline.engine.queued_images < 1:
+        while len(seen) < 1 or inside.core.engine.queued_images < 1:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        assert pipeline.decoded.held == 2 * 30_000  # one at the device, one in the queue
-        assert pipeline.engine.queued_images == 1
+        assert inside.pipeline.decoded.held == 2 * 30_000  # one at the device, one in the queue
+        assert inside.core.engine.queued_images == 1
         calls[5].cancel()
         gate.set()
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(not isinstance(end, BaseException) for end in ended) == 19
         assert {type(image) for image in seen} == {DecodedImage}
-        while pipeline.admission.num_requests:
+        while inside.core.admission.num_requests:
             await asyncio.sleep(0.01)
-        assert pipeline.decoded.held == 0
+        assert inside.pipeline.decoded.held == 0
 
 
 async def test_what_the_host_resizes_does_not_wait_for_room(tiny_checkpoint: Callable[[str], Path]) -> None:
     values = PixelValues(np.zeros((16, 1176), np.float32), (1, 4, 4))
     async with (
         serving(tiny_checkpoint("qwen2_vl"), image_processing="device", max_decoded_bytes="1", max_batch_images=1) as (
-            pipeline,
+            inside,
             target,
         ),
         AsyncEncoderClient(target) as client,
     ):
         gate = threading.Event()
-        seen = watch_batches(pipeline, gate)
+        seen = watch_batches(inside, gate)
         calls = [asyncio.create_task(client.encode([noise(80, 80)], timeout_s=60))]
         while not seen:
             await asyncio.sleep(0.01)
         calls += [asyncio.create_task(client.encode([image], timeout_s=60)) for image in (noise(90, 90), values)]
-        while not pipeline.engine.queued_images:
+        while not inside.core.engine.queued_images:
             await asyncio.sleep(0.01)
-        assert pipeline.decoded.held == 80 * 80 * 3
+        assert inside.pipeline.decoded.held == 80 * 80 * 3
         gate.set()
         assert len(await asyncio.gather(*calls)) == 3

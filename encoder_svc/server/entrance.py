@@ -1,0 +1,87 @@
+"""Where calls come in: in the process of the device, or in processes of their own (server/frontends/)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from encoder_svc.server.front import Front
+from encoder_svc.server.gauges import decoded_gauges
+from encoder_svc.server.pipeline import Pipeline, make_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from encoder_svc.config import Config
+    from encoder_svc.errors import RequestError
+    from encoder_svc.observability.request import Observer
+    from encoder_svc.server.loading import Loaded
+
+
+class Entrance(Protocol):
+    """What the server does with whatever answers its calls. Belongs to the event loop.
+
+    Attributes:
+        own: where the embeddings that are sent are to be copied; None for anywhere. See
+            :class:`encoder_svc.server.core.LocalCore`.
+    """
+
+    own: Callable[[memoryview], memoryview] | None
+
+    async def start(self) -> int:
+        """Listens, and refuses all calls with STARTING; returns the port.
+
+        Raises:
+            ConfigError: it cannot listen there, or a certificate cannot be used.
+        """
+
+    async def open(self, loaded: Loaded) -> None:
+        """Begins to serve."""
+
+    async def failed(self) -> None:
+        """Returns once no call can be answered any more; else never."""
+
+    async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
+        """Takes no new request, and lets those that run finish within ``drain_s``, or until ``hurry`` is set.
+
+        Args:
+            refusal: what new callers are told, and those that are cut short.
+
+        Returns:
+            How many were cut short.
+        """
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Closes the port and its connections. Nothing may be decoded afterwards."""
+
+
+class InProcess:
+    """Calls are answered here."""
+
+    own: Callable[[memoryview], memoryview] | None = None
+
+    def __init__(self, config: Config, observer: Observer) -> None:
+        self.pipeline: Pipeline | None = None
+        self._config = config
+        self._metrics = observer.metrics
+        self._front = Front(config, observer)
+
+    async def start(self) -> int:
+        """See :class:`Entrance`; so with all of these."""
+        return await self._front.start(self._config.port)
+
+    async def open(self, loaded: Loaded) -> None:
+        self.pipeline = make_pipeline(self._config, loaded.facts, loaded.core)
+        self._metrics.read_at_scrape(decoded_gauges(self.pipeline.decoded))
+        await self._front.open(self.pipeline)
+
+    async def failed(self) -> None:
+        await asyncio.Event().wait()
+
+    async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
+        return await self._front.drain(refusal, self._config.drain_s, hurry)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        await self._front.stop(at_once=at_once)
+        if self.pipeline is not None:
+            self.pipeline.close()
