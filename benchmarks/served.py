@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32, metavar="N")
     parser.add_argument("--servers", type=int, default=1, metavar="N")
     parser.add_argument("--client-processes", type=int, default=1, metavar="N")
+    parser.add_argument("--connections", type=int, default=1, metavar="N", help="of each client process")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -191,6 +192,7 @@ def load(
     reports = [folder / f"report-{index}.json" for index in range(number)]
     options = ["--mix", str(mix), "--concurrency", str(max(arguments.clients // number, 1))]
     options += ["--duration", str(arguments.duration), "--timeout-s", "600"]
+    options += ["--connections", str(arguments.connections)]
     before_s, started_s = cpu_s(servers), time.perf_counter()
     clients = [
         subprocess.Popen(
@@ -231,8 +233,9 @@ def load(
 
 
 def cpu_s(servers: list[tuple[psutil.Process, str]]) -> float:
-    """What the servers have used of the CPU so far."""
-    return sum(sum(server.cpu_times()[:2]) for server, _ in servers)
+    """What the servers have used of the CPU so far, their front ends' part included."""
+    processes = [process for server, _ in servers for process in (server, *server.children(recursive=True))]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 if __name__ == "__main__":

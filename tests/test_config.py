@@ -111,6 +111,7 @@ def test_the_options_are_these() -> None:
         "image_processing",
         "min_pixels",
         "max_pixels",
+        "frontend_processes",
         "decode_threads",
         "max_batch_patches",
         "memory_fraction",

@@ -30,6 +30,10 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     loop.add_argument("--rate", type=_Number(_MAX_RATE), metavar="R", help="open loop: requests/s, Poisson arrivals")
     parser.add_argument(
+        "--connections", type=_Count(_MAX_CONCURRENCY), default=1, metavar="N",
+        help="that requests take turns on; each is one front end's (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-outstanding", type=_Count(_MAX_OUTSTANDING), default=1024, metavar="N",
         help="open loop: beyond so many running, a request is counted as not sent (default: %(default)s)",
     )  # fmt: skip

@@ -35,7 +35,7 @@ def measure(parsed: argparse.Namespace) -> tuple[Report, Run]:
     _check_outputs(parsed)
     entries = DEFAULT_MIX if parsed.mix is None else read_mix(parsed.mix)
     mix = Mix(entries, images_per_request=parsed.images_per_request, unique=parsed.unique, seed=parsed.seed)
-    info, run = asyncio.run(_load(connection(parsed), mix, options))
+    info, run = asyncio.run(_load(connection(parsed), mix, options, parsed.connections))
     return make_report(run, address=parsed.target, info=info, options=options, mix=mix, unique=parsed.unique), run
 
 
@@ -76,9 +76,10 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
             raise ConfigError(f"{path}: not a file in a folder that exists.")
 
 
-async def _load(server: Connection, mix: Mix, options: LoadOptions) -> tuple[ModelInfo, Run]:
-    # One channel: gRPC gives channels to one address one connection between them, so that more would change nothing.
-    async with AsyncEncoderClient(server.target, credentials=server.credentials, options=server.options) as client:
+async def _load(server: Connection, mix: Mix, options: LoadOptions, connections: int) -> tuple[ModelInfo, Run]:
+    async with AsyncEncoderClient(
+        server.target, credentials=server.credentials, options=server.options, connections=connections
+    ) as client:
         info = await client.info(timeout_s=options.timeout_s)
         length_s = options.warmup_s + options.duration_s
         sys.stderr.write(f"Loading {server.target} for {length_s:g} s; Ctrl-C ends it early and reports.\n")

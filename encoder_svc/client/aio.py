@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
@@ -19,6 +20,7 @@ from encoder_svc.client.wire import (
     checked_request_id,
     checked_timeout,
     closed_error,
+    connection_options,
     model_info,
 )
 
@@ -47,22 +49,28 @@ class AsyncEncoderClient:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float | None = None,
+        connections: int = 1,
     ) -> None:
         self.target = target
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
-        self._channel = (
+        options = connection_options(options, connections)
+        self._channels = [
             grpc.aio.insecure_channel(target, options=options)
             if credentials is None
             else grpc.aio.secure_channel(target, credentials, options=options)
-        )
-        self._stub: encoder_pb2_grpc.EncoderAsyncStub = encoder_pb2_grpc.EncoderStub(self._channel)
+            for _ in range(connections)
+        ]
+        stubs: list[encoder_pb2_grpc.EncoderAsyncStub] = [
+            encoder_pb2_grpc.EncoderStub(channel) for channel in self._channels
+        ]
+        self._stub = cycle(stubs).__next__
 
     async def info(self, *, timeout_s: float | None = None) -> ModelInfo:
         """What the service serves."""
         request = encoder_pb2.GetModelInfoRequest()
         try:
-            response = await self._call(self._stub.GetModelInfo, request, timeout_s)
+            response = await self._call(self._stub().GetModelInfo, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
         return model_info(response)
@@ -107,7 +115,7 @@ class AsyncEncoderClient:
     ) -> AsyncIterator[EncodedImage | RequestError]:
         """Encodes images and yields each as it is ready; see :meth:`EncoderClient.stream`."""
         request = encode_request(images, request_id)
-        call = self._call(self._stub.EncodeImages, request, timeout_s)
+        call = self._call(self._stub().EncodeImages, request, timeout_s)
         async for result in self._results(call, Assembler(len(request.images))):
             yield cast("EncodedImage | RequestError", result)
 
@@ -121,7 +129,7 @@ class AsyncEncoderClient:
     ) -> list[RetainedImage]:
         """Encodes images and leaves their embeddings with the server; see :meth:`EncoderClient.retain`."""
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._call(self._stub.EncodeImages, request, timeout_s)
+        call = self._call(self._stub().EncodeImages, request, timeout_s)
         assembler = Assembler(len(request.images), retained=True)
         results = [result async for result in self._results(call, assembler)]
         return all_good(sorted(results, key=position), RetainedImage)
@@ -131,7 +139,7 @@ class AsyncEncoderClient:
     ) -> list[EncodedImage]:
         """Embeddings that were retained, in the order of their keys; see :meth:`EncoderClient.fetch`."""
         request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
-        call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
+        call = self._call(self._stub().FetchEmbeddings, request, timeout_s)
         results = [result async for result in self._results(call, Assembler(len(keys)))]
         return all_good(sorted(results, key=position), EncodedImage)
 
@@ -139,7 +147,7 @@ class AsyncEncoderClient:
         """Gives up leases before they end; see :meth:`EncoderClient.release`."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
         try:
-            response = await self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
+            response = await self._call(self._stub().ReleaseEmbeddings, request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
         return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
@@ -165,7 +173,8 @@ class AsyncEncoderClient:
     async def close(self) -> None:
         """Ends the connection. Calls that run are cancelled; later ones are UNREACHABLE."""
         self._closed = True
-        await self._channel.close(None)
+        for channel in self._channels:
+            await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
@@ -18,6 +19,7 @@ from encoder_svc.client.wire import (
     checked_request_id,
     checked_timeout,
     closed_error,
+    connection_options,
     model_info,
 )
 
@@ -41,9 +43,11 @@ class EncoderClient:
         options: gRPC's channel arguments. With :data:`ROUND_ROBIN` each call goes to the next of the replicas that the
             name resolves to; without, all go to one. (:meth:`fetch` must reach the replica that retains.)
         timeout_s: for each call that names none of its own; None and infinity wait without end.
+        connections: that calls take turns on. To a server of several front ends as many as it has, or more: each
+            connection is one front end's.
 
     Raises:
-        ValueError: ``timeout_s``, here or of a call, is negative or not a number.
+        ValueError: ``timeout_s``, here or of a call, is negative or not a number; ``connections`` is not 1 or more.
     """
 
     def __init__(
@@ -53,16 +57,19 @@ class EncoderClient:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float | None = None,
+        connections: int = 1,
     ) -> None:
         self.target = target
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
-        self._channel = (
+        options = connection_options(options, connections)
+        self._channels = [
             grpc.insecure_channel(target, options=options)
             if credentials is None
             else grpc.secure_channel(target, credentials, options=options)
-        )
-        self._stub = encoder_pb2_grpc.EncoderStub(self._channel)
+            for _ in range(connections)
+        ]
+        self._stub = cycle([encoder_pb2_grpc.EncoderStub(channel) for channel in self._channels]).__next__
 
     def info(self, *, timeout_s: float | None = None) -> ModelInfo:
         """What the service serves.
@@ -71,7 +78,7 @@ class EncoderClient:
             RequestError: see :meth:`stream`.
         """
         try:
-            response = self._call(self._stub.GetModelInfo, encoder_pb2.GetModelInfoRequest(), timeout_s)
+            response = self._call(self._stub().GetModelInfo, encoder_pb2.GetModelInfoRequest(), timeout_s)
         except grpc.RpcError as error:
             raise call_error(error, self.target) from None
         return model_info(response)
@@ -130,7 +137,7 @@ class EncoderClient:
                 anything is sent.
         """
         request = encode_request(images, request_id)
-        call = self._call(self._stub.EncodeImages, request, timeout_s)
+        call = self._call(self._stub().EncodeImages, request, timeout_s)
         results = self._results(call, Assembler(len(request.images)))
         return cast("Iterator[EncodedImage | RequestError]", results)
 
@@ -152,7 +159,7 @@ class EncoderClient:
                 retained. Images that were retained before the one that failed stay so until their lease ends.
         """
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._call(self._stub.EncodeImages, request, timeout_s)
+        call = self._call(self._stub().EncodeImages, request, timeout_s)
         results = self._results(call, Assembler(len(request.images), retained=True))
         return all_good(sorted(results, key=position), RetainedImage)
 
@@ -164,14 +171,14 @@ class EncoderClient:
             TypeError: ``keys`` is one key and no list.
         """
         request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
-        call = self._call(self._stub.FetchEmbeddings, request, timeout_s)
+        call = self._call(self._stub().FetchEmbeddings, request, timeout_s)
         return all_good(sorted(self._results(call, Assembler(len(keys))), key=position), EncodedImage)
 
     def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end, one for each time a key is named; returns how many there were."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
         try:
-            response = self._call(self._stub.ReleaseEmbeddings, request, timeout_s)
+            response = self._call(self._stub().ReleaseEmbeddings, request, timeout_s)
         except grpc.RpcError as error:
             raise call_error(error, self.target) from None
         return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
@@ -200,7 +207,8 @@ class EncoderClient:
     def close(self) -> None:
         """Ends the connection. Calls that run are cancelled; later ones are UNREACHABLE."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 """A channel argument: balance calls among the addresses of the target, such as those of a headless Service."""
 
+_OWN_CONNECTIONS = ("grpc.use_local_subchannel_pool", 1)
+
 CODE_NAMES = {number: name for name, number in CODE_NUMBERS.items()}
 DTYPE_NUMBERS = {
     "float32": encoder_pb2.DTYPE_FLOAT32,
@@ -153,3 +155,15 @@ def _error_details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None,
 def same_fields(cls: type[T], message: object) -> T:
     """A dataclass from a message whose fields have the same names."""
     return cls(**{entry.name: getattr(message, entry.name) for entry in fields(cast("Any", cls))})
+
+
+def connection_options(options: Sequence[tuple[str, Any]], connections: int) -> Sequence[tuple[str, Any]]:
+    """The arguments of one of so many channels. gRPC gives channels to one address one connection between them, unless
+    each has its own.
+
+    Raises:
+        ValueError: not a number of connections.
+    """
+    if connections < 1:
+        raise ValueError(f"a client needs 1 connection or more, not {connections}")
+    return options if connections == 1 else [*options, _OWN_CONNECTIONS]

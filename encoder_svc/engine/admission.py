@@ -9,7 +9,7 @@ time after which, at the rate that was measured, the budget has room again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from encoder_svc.engine.throughput import ThroughputMeter
 from encoder_svc.errors import Reason, request_error
@@ -35,11 +35,62 @@ class Budgets:
     max_inflight_bytes: int
 
 
+class Load(NamedTuple):
+    """What is pending, and what one more request is likely to bring: all that it takes to refuse one unread."""
+
+    num_requests: float = 0
+    pending_images: float = 0
+    pending_bytes: float = 0
+    pending_patches: float = 0
+    expected_patches: float = 0
+    mean_request_patches: float = 0
+    patches_per_s: float = 0
+
+    def refusal_at_the_door(self, budgets: Budgets) -> RequestError | None:
+        """Why no request would be let in now; None if one may be. For refusing a call before its message is read."""
+        if not self.num_requests:
+            return None
+        if self.pending_images >= budgets.max_inflight_images:
+            return self.full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
+        if self.pending_bytes >= budgets.max_inflight_bytes:
+            return self.full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
+        if not self.has_room_for(self.mean_request_patches, budgets):
+            return self.queue_full(budgets)
+        return None
+
+    def has_room_for(self, expected_patches: float, budgets: Budgets) -> bool:
+        """By estimate. A queue that is not half full refuses nobody by it."""
+        max_patches = budgets.max_queued_patches
+        pending = self.pending_patches + self.expected_patches
+        return pending < max_patches and pending + min(expected_patches, max_patches / 2) <= max_patches
+
+    def queue_full(self, budgets: Budgets, excess: int = 0) -> RequestError:
+        """With the time until ``excess`` patches are done; without it, a tenth of what is pending."""
+        return self.full(Reason.QUEUE_FULL, "patches", self.pending_patches, budgets.max_queued_patches, excess)
+
+    def full(self, reason: Reason, what: str, pending: float, allowed: int, excess: int = 0) -> RequestError:
+        """That a budget is."""
+        wait_patches = excess or max(self.pending_patches // 10, 1)
+        retry_s = wait_patches / self.patches_per_s if self.patches_per_s else 1.0
+        retry_s = min(max(retry_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        return request_error(
+            reason,
+            f"{pending:.0f} {what} are pending and at most {allowed} may be. Try again in about {retry_s:.2g} s, or on "
+            "another replica.",
+            retry_after_s=retry_s,
+        )
+
+
 class Admission:
-    """Keeps the budgets. Belongs to the event loop."""
+    """Keeps the budgets. Belongs to the event loop.
+
+    Attributes:
+        on_change: told of the load whenever it changes.
+    """
 
     def __init__(self, budgets: Budgets, clock: Callable[[], float]) -> None:
         self.budgets = budgets
+        self.on_change: Callable[[Load], None] | None = None
         self.meter = ThroughputMeter()
         self.pending_patches = 0
         self.expected_patches = 0
@@ -50,18 +101,21 @@ class Admission:
         self._mean_image_patches = 0.0
         self._mean_request_patches = 0.0
 
+    def load(self) -> Load:
+        """This moment's."""
+        return Load(
+            self.num_requests,
+            self.pending_images,
+            self.pending_bytes,
+            self.pending_patches,
+            self.expected_patches,
+            self._mean_request_patches,
+            self.meter.patches_per_s or 0.0,
+        )
+
     def refusal_at_the_door(self) -> RequestError | None:
-        """Why no request would be let in now; None if one may be. For refusing a call before its message is read."""
-        budgets = self.budgets
-        if not self.num_requests:
-            return None
-        if self.pending_images >= budgets.max_inflight_images:
-            return self._full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
-        if self.pending_bytes >= budgets.max_inflight_bytes:
-            return self._full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
-        if self._has_no_room_for(self._mean_request_patches):
-            return self._queue_full()
-        return None
+        """See :meth:`Load.refusal_at_the_door`."""
+        return self.load().refusal_at_the_door(self.budgets)
 
     def admit(self, *, num_images: int, num_bytes: int) -> Grant:
         """Lets a request in, before its images are looked at.
@@ -69,24 +123,15 @@ class Admission:
         Raises:
             RequestError: QUEUE_FULL, INFLIGHT_IMAGES or INFLIGHT_BYTES, each with ``retry_after_s``.
         """
-        budgets = self.budgets
+        budgets, load = self.budgets, self.load()
         if self.num_requests:
-            if self._has_no_room_for(num_images * self._mean_image_patches):
-                raise self._queue_full()
+            if not load.has_room_for(num_images * self._mean_image_patches, budgets):
+                raise load.queue_full(budgets)
             if self.pending_images + num_images > budgets.max_inflight_images:
-                raise self._full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
+                raise load.full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
             if self.pending_bytes + num_bytes > budgets.max_inflight_bytes:
-                raise self._full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
+                raise load.full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
         return Grant(self, num_images, num_bytes, round(num_images * self._mean_image_patches))
-
-    def _has_no_room_for(self, expected_patches: float) -> bool:
-        """By estimate. A queue that is not half full refuses nobody by it."""
-        max_patches = self.budgets.max_queued_patches
-        pending = self.pending_patches + self.expected_patches
-        return pending >= max_patches or pending + min(expected_patches, max_patches / 2) > max_patches
-
-    def _queue_full(self) -> RequestError:
-        return self._full(Reason.QUEUE_FULL, "patches", self.pending_patches, self.budgets.max_queued_patches)
 
     def predicted_delay_s(self, num_patches: int) -> float:
         """How long a request of so many patches will take at the least, at the measured rate; 0 while none is known.
@@ -104,14 +149,9 @@ class Admission:
         Raises:
             RequestError: QUEUE_FULL, with ``retry_after_s``; or DEADLINE_EXCEEDED, if the time cannot suffice.
         """
-        if self.pending_patches and self.pending_patches + num_patches > self.budgets.max_queued_patches:
-            raise self._full(
-                Reason.QUEUE_FULL,
-                "patches",
-                self.pending_patches,
-                self.budgets.max_queued_patches,
-                excess=self.pending_patches + num_patches - self.budgets.max_queued_patches,
-            )
+        excess = self.pending_patches + num_patches - self.budgets.max_queued_patches
+        if self.pending_patches and excess > 0:
+            raise self.load().queue_full(self.budgets, excess)
         delay_s = self.predicted_delay_s(num_patches)
         if delay_s > time_remaining_s:
             raise request_error(
@@ -138,17 +178,8 @@ class Admission:
         assert min(self.pending_images, self.pending_bytes, self.pending_patches, self.expected_patches) >= 0
         if patches < 0:
             self.meter.done(-patches if completed else 0, now_s, idle=not self.pending_patches)
-
-    def _full(self, reason: Reason, what: str, pending: int, allowed: int, excess: int = 0) -> RequestError:
-        rate = self.meter.patches_per_s
-        wait_patches = excess or max(self.pending_patches // 10, 1)
-        retry_s = min(max(wait_patches / rate if rate else 1.0, _MIN_RETRY_S), _MAX_RETRY_S)
-        return request_error(
-            reason,
-            f"{pending} {what} are pending and at most {allowed} may be. Try again in about {retry_s:.2g} s, or on "
-            "another replica.",
-            retry_after_s=retry_s,
-        )
+        if self.on_change is not None:
+            self.on_change(self.load())
 
 
 class Grant:
@@ -184,8 +215,8 @@ class Grant:
     def close(self) -> None:
         """Gives back whatever is left."""
         self._expect_nothing()
-        self._admission.changed(images=-self._images, num_bytes=-self._bytes, patches=-self._patches)
         self._admission.num_requests -= 1
+        self._admission.changed(images=-self._images, num_bytes=-self._bytes, patches=-self._patches)
         self._images = self._bytes = self._patches = 0
 
     def _expect_nothing(self) -> None:

@@ -387,6 +387,13 @@ _PROCESS = MetricGroup(
             when_it_moves="Only with the configuration.",
         ),
         MetricDefinition(
+            name="encoder_frontend_restarts_total",
+            kind="counter",
+            unit="processes",
+            meaning="Front ends that ended by themselves; another was started in the place of each.",
+            when_it_moves="A front end crashed, or was killed for its memory: its log's last lines say which.",
+        ),
+        MetricDefinition(
             name="encoder_event_loop_lag_seconds",
             kind="histogram",
             unit="seconds",

@@ -15,11 +15,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from encoder_svc.errors import CODES, Reason
 from encoder_svc.observability.catalogue import METRICS
 from encoder_svc.observability.histogram import LoopHistogram
+from encoder_svc.observability.merge import MergedRegistry
 from encoder_svc.observability.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from encoder_svc.observability.merge import Counted
     from encoder_svc.observability.stages import Stages
 
 _FOUND_BY_THE_CLIENT = (Reason.CHECKSUM_MISMATCH, Reason.PROTOCOL_ERROR, Reason.UNREACHABLE)
@@ -33,6 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._others: Callable[[], Counted] | None = None
         self._state = _State()
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
@@ -109,6 +112,14 @@ class Metrics:
         run in the scrape's thread: they read numbers and change nothing."""
         assert sources.keys() <= METRICS.keys()
         self._state.sources |= sources
+
+    def add_others(self, others: Callable[[], Counted]) -> None:
+        """What other processes of this server counted is added at every scrape, in its thread."""
+        self._others = others
+
+    def scraped(self) -> CollectorRegistry | MergedRegistry:
+        """The whole server's."""
+        return self.registry if self._others is None else MergedRegistry(self.registry, self._others)
 
     def _counter(self, name: str) -> Counter:
         metric = METRICS[name]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
     Request = socket.socket | tuple[bytes, socket.socket]
 
@@ -30,7 +30,7 @@ _TIMEOUT_S: Final = 10.0
 
 
 @contextmanager
-def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> Iterator[None]:
+def metrics_server(registry: Collector, host: str, port: int | None) -> Iterator[None]:
     """Serves ``/metrics`` and the status page on ``host`` while inside; nothing if ``port`` is None.
 
     Raises:
@@ -55,7 +55,7 @@ def metrics_server(registry: CollectorRegistry, host: str, port: int | None) -> 
         thread.join()
 
 
-def _application(registry: CollectorRegistry) -> WSGIApplication:
+def _application(registry: Collector) -> WSGIApplication:
     metrics = make_wsgi_app(registry)
     page, policy = status_page()
     page_headers = [

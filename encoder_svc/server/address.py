@@ -26,11 +26,16 @@ def listen_address(host: str, port: int) -> str:
 
 
 def why_not(host: str, port: int) -> str:
-    """What keeps a server from listening there, found by trying with a plain socket."""
-    bare = bare_host(host)
+    """What keeps a server from listening there."""
+    return _refusal(host, port) or "the port is taken"
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """What the system says of it, found by trying with a plain socket; None if it takes it."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trying:
+            trying.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trying.bind(address)
     except socket.gaierror:
         return "the host is not known"
@@ -41,4 +46,21 @@ def why_not(host: str, port: int) -> str:
             errno.EACCES: "this user may not listen on that port",
         }
         return known.get(error.errno or 0, error.strerror or "unknown")
-    return "the port is taken"
+    return None
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """Takes a port for processes that share it (``SO_REUSEPORT``), without listening on it. 0 for any that is free.
+
+    Raises:
+        ConfigError: it cannot be had for ourselves alone.
+    """
+    listen_address(host, port)
+    if port and (reason := _refusal(host, port)):
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}.")
+    family, kind, _, _, address = socket.getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)[0]
+    held = socket.socket(family, kind)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(address)
+    return held

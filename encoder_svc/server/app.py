@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
-from encoder_svc.config import platform_switches, tracing_variables
-from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.config import platform_switches
+from encoder_svc.errors import Reason, request_error
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.start import StartPhases, process_age_s
+from encoder_svc.observability.tracer import make_tracer
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.kernel_cache import use_kernel_cache
@@ -35,18 +36,18 @@ from encoder_svc.server.loading import Loader
 if TYPE_CHECKING:
     from encoder_svc.config import Config, LoadedConfig
     from encoder_svc.models.tower import VisionTower
-    from encoder_svc.observability.tracing import OpenTelemetryTracer
-    from encoder_svc.server.core import LocalCore
     from encoder_svc.server.entrance import Entrance
     from encoder_svc.server.loading import Loaded
+    from encoder_svc.server.local_core import LocalCore
 
 logger = logging.getLogger(__name__)
 
 EXIT_OK: Final = 0
 EXIT_DEVICE_BROKEN: Final = 3
 EXIT_CUT_SHORT: Final = 4
-"""Exit codes: every request finished; the device is broken; requests were ended before they had finished. A start that
-is refused exits with 2."""
+EXIT_NO_FRONT_ENDS: Final = 5
+"""Exit codes: every request finished; the device is broken; requests were ended before they had finished; front ends do
+not stay. A start that is refused exits with 2."""
 
 _DRAINING = request_error(Reason.DRAINING, "This replica is shutting down; try another.")
 _BROKEN = request_error(Reason.DEVICE_BROKEN, "This replica's device is broken and it is shutting down; try another.")
@@ -74,7 +75,7 @@ def run_server(loaded: LoadedConfig) -> int:
         logger.info("configuration:\n%s", loaded.describe())
         model = _model(config, temporary)
         metrics = Metrics()
-        tracer = _tracer() if config.tracing else None
+        tracer = make_tracer(config)
         phases = StartPhases(process_age_s())
         phases.end("imports")
         platform = platform_for_device(resolve_device(config.device), platform_switches(config))
@@ -101,7 +102,7 @@ class Server:
         self._draining_since_s: float | None = None
         self._config = config
         self._loader = loader
-        self._entrance: Entrance = InProcess(config, observer)
+        self._entrance = _entrance(config, observer)
         self._metrics.read_at_scrape(
             {
                 "encoder_requests_running": lambda: observer.num_running,
@@ -109,6 +110,7 @@ class Server:
                 "encoder_draining": lambda: self._draining_since_s is not None,
                 "encoder_draining_seconds": self._draining_s,
                 "encoder_drain_limit_seconds": lambda: config.drain_s,
+                "encoder_frontend_restarts_total": lambda: self._entrance.num_restarts,
             }
         )
         self._is_open = False
@@ -121,7 +123,7 @@ class Server:
             asyncio.get_running_loop().add_signal_handler(signal_number, self._on_signal)
         port = await self._entrance.start()
         try:
-            with metrics_server(self._metrics.registry, bare_host(self._config.host), self._config.metrics_port):
+            with metrics_server(self._metrics.scraped(), bare_host(self._config.host), self._config.metrics_port):
                 return await self._run(port)
         except BaseException:
             await self._entrance.stop(at_once=True)
@@ -170,7 +172,7 @@ class Server:
         ends = [
             asyncio.create_task(self._stop.wait()),
             asyncio.create_task(core.engine.broken.wait()),
-            asyncio.create_task(self._entrance.failed()),
+            asyncio.create_task(self._entrance.until_failed()),
         ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for task in (*background, *ends):
@@ -192,22 +194,17 @@ class Server:
         self.has_stuck_thread = broken
         if broken:
             return EXIT_DEVICE_BROKEN
+        if self._entrance.has_failed:
+            return EXIT_NO_FRONT_ENDS
         return EXIT_CUT_SHORT if num_cut_short else EXIT_OK
 
 
-def _tracer() -> OpenTelemetryTracer:
-    """
-    Raises:
-        ConfigError: OpenTelemetry is not installed, or not the exporter that its variables name.
-    """
-    try:
-        from encoder_svc.observability.tracing import OpenTelemetryTracer
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--tracing: needs the package {error.name}: pip install 'encoder-svc[tracing]' — or, from a clone, "
-            "pip install -e '.[tracing]'."
-        ) from None
-    return OpenTelemetryTracer(tracing_variables())
+def _entrance(config: Config, observer: Observer) -> Entrance:
+    if not config.frontend_processes:
+        return InProcess(config, observer)
+    from encoder_svc.server.frontends.supervisor import FrontEnds
+
+    return FrontEnds(config, observer)
 
 
 def _build_info(tower: VisionTower) -> dict[str, str]:

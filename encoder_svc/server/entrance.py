@@ -22,11 +22,17 @@ class Entrance(Protocol):
     """What the server does with whatever answers its calls. Belongs to the event loop.
 
     Attributes:
+        num_restarts: how often another process had to be started in one's place.
+        has_failed: whether no call can be answered any more.
         own: where the embeddings that are sent are to be copied; None for anywhere. See
-            :class:`encoder_svc.server.core.LocalCore`.
+            :class:`encoder_svc.server.local_core.LocalCore`.
     """
 
-    own: Callable[[memoryview], memoryview] | None
+    num_restarts: int
+    has_failed: bool
+
+    @property
+    def own(self) -> Callable[[memoryview], memoryview] | None: ...
 
     async def start(self) -> int:
         """Listens, and refuses all calls with STARTING; returns the port.
@@ -38,8 +44,8 @@ class Entrance(Protocol):
     async def open(self, loaded: Loaded) -> None:
         """Begins to serve."""
 
-    async def failed(self) -> None:
-        """Returns once no call can be answered any more; else never."""
+    async def until_failed(self) -> None:
+        """Returns once it :attr:`has_failed`; else never."""
 
     async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
         """Takes no new request, and lets those that run finish within ``drain_s``, or until ``hurry`` is set.
@@ -58,6 +64,8 @@ class Entrance(Protocol):
 class InProcess:
     """Calls are answered here."""
 
+    num_restarts = 0
+    has_failed = False
     own: Callable[[memoryview], memoryview] | None = None
 
     def __init__(self, config: Config, observer: Observer) -> None:
@@ -75,7 +83,7 @@ class InProcess:
         self._metrics.read_at_scrape(decoded_gauges(self.pipeline.decoded))
         await self._front.open(self.pipeline)
 
-    async def failed(self) -> None:
+    async def until_failed(self) -> None:
         await asyncio.Event().wait()
 
     async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from encoder_svc.engine.admission import Admission
-    from encoder_svc.server.core import LocalCore
+    from encoder_svc.server.local_core import LocalCore
     from encoder_svc.server.window import Window
 
 

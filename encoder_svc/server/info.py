@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.engine.admission import Budgets
 from encoder_svc.images.limits import Limits
 from encoder_svc.models.workflow import load_input_processor
 from encoder_svc.transport.chunks import MAX_CHUNK_BYTES
@@ -56,6 +57,15 @@ def limits_of(config: Config) -> Limits:
         max_image_pixels=config.max_image_pixels,
         max_images=config.max_images,
         max_request_patches=config.max_request_patches,
+    )
+
+
+def budgets_of(config: Config) -> Budgets:
+    """The operator's bounds on what is pending."""
+    return Budgets(
+        max_queued_patches=config.max_queued_patches,
+        max_inflight_images=config.max_inflight_images,
+        max_inflight_bytes=config.max_inflight_bytes,
     )
 
 

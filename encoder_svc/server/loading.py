@@ -17,7 +17,7 @@ from encoder_svc.cache.promises import Promises
 from encoder_svc.cache.single_flight import SingleFlight
 from encoder_svc.cache.store import EmbeddingStore
 from encoder_svc.config import platform_switches
-from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.engine.admission import Admission
 from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
@@ -29,8 +29,8 @@ from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.cores import usable_cores
-from encoder_svc.server.core import LocalCore
-from encoder_svc.server.info import ModelFacts, limits_of, model_facts
+from encoder_svc.server.info import ModelFacts, budgets_of, limits_of, model_facts
+from encoder_svc.server.local_core import LocalCore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -189,15 +189,6 @@ class Loader:
             promises=Promises(),
             **({} if own is None else {"own": own}),
         )
-
-
-def budgets_of(config: Config) -> Budgets:
-    """The operator's bounds on what is pending."""
-    return Budgets(
-        max_queued_patches=config.max_queued_patches,
-        max_inflight_images=config.max_inflight_images,
-        max_inflight_bytes=config.max_inflight_bytes,
-    )
 
 
 def _progress_bar(names: Iterable[str], total: int) -> Iterable[str]:

@@ -13,9 +13,9 @@ from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.start import StartPhases
 from encoder_svc.server.app import Server
-from encoder_svc.server.core import LocalCore
 from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.loading import Loader
+from encoder_svc.server.local_core import LocalCore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,0 +1,126 @@
+"""A front end: a gRPC server without a model, which has the device's process encode."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import disable_created_metrics
+
+from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.config import Config
+from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.images.processor import ProcessorSettings
+from encoder_svc.observability.logs import configure_logs
+from encoder_svc.observability.loop_lag import probe_loop_lag
+from encoder_svc.observability.merge import portable
+from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.request import Observer
+from encoder_svc.observability.tracer import make_tracer
+from encoder_svc.server.allocator import use_one_heap
+from encoder_svc.server.front import Front
+from encoder_svc.server.frontends.door import DoorSignReader
+from encoder_svc.server.frontends.link import Link
+from encoder_svc.server.frontends.remote import Placed, RemoteCore
+from encoder_svc.server.gauges import decoded_gauges
+from encoder_svc.server.info import ModelFacts, budgets_of
+from encoder_svc.server.pipeline import make_pipeline
+from encoder_svc.transport.arena import Arena, ArenaView
+
+if TYPE_CHECKING:
+    from encoder_svc.observability.tracing import OpenTelemetryTracer
+    from encoder_svc.server.frontends.link import Handler
+    from encoder_svc.server.pipeline import Pipeline
+
+
+def run_front_end(link: int, embeddings: int, images: int, door: int) -> int:
+    """Answers calls until the device's process, at the other end of ``link``, says to end, or ends.
+
+    Args:
+        link: descriptor of a connected socket; the others are those of shared files.
+    """
+    use_one_heap()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    # A terminal's Ctrl-C comes to every process. When to end is the device's process to say.
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, signal.SIG_IGN)
+    return asyncio.run(_FrontEnd(embeddings, images, door).run(socket.socket(fileno=link)))
+
+
+class _FrontEnd:
+    def __init__(self, embeddings: int, images: int, door: int) -> None:
+        self._files = (embeddings, images, door)
+        self._ended = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._handlers: dict[str, Handler] = {
+            "begin": self._begin,
+            "open": self._open,
+            "count": self._count,
+            "drain": self._drain,
+            "hurry": self._hurry.set,
+            "stop": self._stop,
+        }
+        self._link: Link | None = None
+        self._stopped = False
+        self._tracer: OpenTelemetryTracer | None = None
+        self._pipeline: Pipeline | None = None
+
+    async def run(self, end: socket.socket) -> int:
+        self._link = await Link.over(end, self._handlers, self._ended.set)
+        await self._ended.wait()
+        if not self._stopped:
+            os._exit(1)  # the device's process died; calls end with their connections
+        if self._tracer is not None:
+            self._tracer.close()
+        return 0
+
+    async def _begin(self, config: dict[str, Any], port: int) -> str | None:
+        """Listens, and refuses all calls; returns why not."""
+        self._config = Config(**config)
+        configure_logs(self._config.log_level, self._config.log_format, sys.stderr)
+        self._metrics = Metrics()
+        try:
+            self._tracer = make_tracer(self._config)
+            observer = Observer(self._metrics, self._tracer)
+            self._front = Front(self._config, observer, shares_port=True)
+            await self._front.start(port)
+        except ConfigError as error:
+            return str(error)
+        self._metrics.read_at_scrape({"encoder_requests_running": lambda: observer.num_running})
+        self._probe = asyncio.create_task(probe_loop_lag(self._metrics))
+        return None
+
+    async def _open(self, info: str, settings: dict[str, Any], input_processor: str, image_bytes: int) -> None:
+        """Begins to serve. ``image_bytes``: room for images that wait for the device."""
+        assert self._link is not None
+        embeddings, images, door = self._files
+        placed = Placed(Arena(images, image_bytes))
+        self._handlers.update(placed.handlers())
+        tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+        facts = ModelFacts(
+            encoder_pb2.GetModelInfoResponse.FromString(bytes.fromhex(info)),
+            ProcessorSettings(**settings | tuples),
+            input_processor,
+        )
+        core = RemoteCore(self._link, placed, ArenaView(embeddings), DoorSignReader(door, budgets_of(self._config)))
+        self._pipeline = make_pipeline(
+            self._config, facts, core, num_processes=self._config.frontend_processes, place=placed.place
+        )
+        self._metrics.read_at_scrape(decoded_gauges(self._pipeline.decoded))
+        await self._front.open(self._pipeline)
+
+    async def _count(self) -> list[list[Any]]:
+        return portable(self._metrics.registry)
+
+    async def _drain(self, reason: str, message: str, seconds: float) -> int:
+        return await self._front.drain(request_error(Reason(reason), message), seconds, self._hurry)
+
+    async def _stop(self, at_once: bool) -> None:  # by name, over the link
+        self._stopped = True
+        await self._front.stop(at_once=at_once)
+        if self._pipeline is not None:
+            self._pipeline.close()

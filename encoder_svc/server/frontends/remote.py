@@ -1,0 +1,172 @@
+"""The replica as a front end sees it: every question goes over the link, to where the device is."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.server.frontends.described import (
+    array_of,
+    describe_decoded,
+    embeddings_of,
+    encoded_of,
+    with_array,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from encoder_svc.images.types import EncoderImage
+    from encoder_svc.server.core import AdmittedRequest, Decoded, Embeddings, Encoded
+    from encoder_svc.server.frontends.door import DoorSignReader
+    from encoder_svc.server.frontends.link import Handler, Link
+    from encoder_svc.transport.arena import Arena, ArenaView
+
+    Decode = Callable[[], AbstractAsyncContextManager[Decoded]]
+
+# For room in the arena: as long as the device may well take for what is in it.
+_ROOM_WAIT_S: Final = 60.0
+
+
+class Placed:
+    """Images where the device's process can read them, until it has.
+
+    Args:
+        arena: this front end's own.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._decodes: dict[tuple[int, int], Decode] = {}
+        self._placed: dict[tuple[int, int], AsyncExitStack] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def place(self, image: EncoderImage) -> EncoderImage:
+        """A copy of an image in the arena. In an image thread, which waits while the arena is full.
+
+        Raises:
+            RequestError: QUEUE_FULL, if it stays full.
+        """
+        array = np.ascontiguousarray(array_of(image))
+        try:
+            block = self._arena.take(array.nbytes, _ROOM_WAIT_S)
+        except MemoryError:
+            raise request_error(
+                Reason.QUEUE_FULL, "The images that wait for the device leave no room for this one.", retry_after_s=1.0
+            ) from None
+        copy = np.frombuffer(block, array.dtype).reshape(array.shape)
+        np.copyto(copy, array)
+        return with_array(image, copy)
+
+    def offer(self, request: int, index: int, decode: Decode) -> None:
+        """From now on the image may be asked for."""
+        self._decodes[request, index] = decode
+
+    def withdraw(self, request: int, index: int) -> None:
+        """Its request is over. What was asked for already stays."""
+        self._decodes.pop((request, index), None)
+
+    def handlers(self) -> dict[str, Handler]:
+        """What the device's process asks and tells."""
+        return {"decode": self._decode, "decoded_done": self._decoded_done}
+
+    async def _decode(self, request: int, index: int) -> dict[str, Any]:
+        decode = self._decodes.get((request, index))
+        if decode is None:
+            raise request_error(Reason.CANCELLED, "The request that held the image is over.")
+        async with AsyncExitStack() as held:
+            decoded = await held.enter_async_context(decode())
+            self._placed[request, index] = held.pop_all()
+        return describe_decoded(decoded, self._arena.offset)
+
+    def _decoded_done(self, request: int, index: int) -> None:
+        """The device's process has read it, or wants it no more."""
+        held = self._placed.pop((request, index), None)
+        if held is not None:
+            closing = asyncio.create_task(held.aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+
+class RemoteCore:
+    """See :class:`encoder_svc.server.core.Core`. Belongs to the event loop.
+
+    Args:
+        embeddings: the arena that the device's process keeps them in.
+    """
+
+    def __init__(self, link: Link, placed: Placed, embeddings: ArenaView, door: DoorSignReader) -> None:
+        self.link = link
+        self.placed = placed
+        self.embeddings = embeddings
+        self._door = door
+        self._last_number = 0
+
+    def refusal_at_the_door(self) -> RequestError | None:
+        """See :class:`encoder_svc.server.core.Core`; so with all of these."""
+        return self._door.refusal()
+
+    async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
+        request = _RemoteRequest(self, self._number())
+        try:
+            await self.link.ask("admit", request=request.number, num_images=num_images, num_bytes=num_bytes)
+        except asyncio.CancelledError:
+            request.close()  # it may have been let in all the same
+            raise
+        return request
+
+    @asynccontextmanager
+    async def fetch(self, key: str) -> AsyncIterator[Embeddings]:
+        number = self._number()
+        try:
+            found = await self.link.ask("fetch", number=number, key=key)
+            yield embeddings_of(found, self.embeddings.view)
+        finally:
+            self.link.tell("fetched_done", number=number)
+
+    async def release(self, keys: Sequence[str]) -> int:
+        released: int = await self.link.ask("release", keys=list(keys))
+        return released
+
+    def _number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+
+class _RemoteRequest:
+    """See :class:`encoder_svc.server.core.AdmittedRequest`."""
+
+    def __init__(self, core: RemoteCore, number: int) -> None:
+        self.number = number
+        self._core = core
+        self._link = core.link
+
+    async def reserve(self, images: Sequence[tuple[str, int]], time_remaining_s: float) -> list[int]:
+        costs: list[int] = await self._link.ask(
+            "reserve", request=self.number, images=images, time_remaining_s=time_remaining_s
+        )
+        return costs
+
+    async def encode(
+        self, index: int, decode: Decode, *, deadline_s: float, since_s: float, lease_s: float | None
+    ) -> Encoded:
+        placed = self._core.placed
+        placed.offer(self.number, index, decode)
+        try:
+            told = await self._link.ask(
+                "encode", request=self.number, index=index, deadline_s=deadline_s, since_s=since_s, lease_s=lease_s
+            )
+        finally:
+            placed.withdraw(self.number, index)
+        return encoded_of(told, self._core.embeddings.view)
+
+    def image_done(self, index: int, *, completed: bool) -> None:
+        self._link.tell("image_done", request=self.number, index=index, completed=completed)
+
+    def close(self) -> None:
+        self._link.tell("close", request=self.number)

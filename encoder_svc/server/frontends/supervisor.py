@@ -1,0 +1,284 @@
+"""The front ends of a server: starts them, tells them what they need, and starts another where one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.errors import ConfigError, RequestError
+from encoder_svc.observability.merge import Counted, add, counted, what_only_grows
+from encoder_svc.server.address import hold_port
+from encoder_svc.server.credentials import server_credentials
+from encoder_svc.server.frontends.door import DoorSign
+from encoder_svc.server.frontends.host import Guest
+from encoder_svc.server.frontends.link import Link
+from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
+
+if TYPE_CHECKING:
+    from encoder_svc.config import Config
+    from encoder_svc.observability.request import Observer
+    from encoder_svc.server.frontends.link import Handler
+    from encoder_svc.server.loading import Loaded
+
+logger = logging.getLogger(__name__)
+
+# One that ends sooner did not get to work; so many in a row, and none will.
+_YOUNG_S: Final = 10.0
+_MAX_YOUNG: Final = 3
+_PAUSE_S: Final = 0.5
+_COUNT_TIMEOUT_S: Final = 2.0
+_FAREWELL_S: Final = 5.0
+# Of the arena: what holes between blocks may take.
+_HOLES: Final = 1.25
+# float32.
+_MAX_VALUE_BYTES: Final = 4
+
+
+class FrontEnds:
+    """See :class:`encoder_svc.server.entrance.Entrance`. Belongs to the event loop."""
+
+    def __init__(self, config: Config, observer: Observer) -> None:
+        self.num_restarts = 0
+        self._config = config
+        self._embeddings = new_shared_file("encoder-svc-embeddings")
+        self._door = new_shared_file("encoder-svc-door")
+        self._sign = DoorSign(self._door)
+        self._arena: Arena | None = None
+        self._loaded: Loaded | None = None
+        self._port: socket.socket | None = None
+        self._running: list[_FrontEnd | None] = [None] * config.frontend_processes
+        self._keepers: list[asyncio.Task[None]] = []
+        self._ending = False
+        self._gone: Counted = {}
+        self._failed = asyncio.Event()
+        self.has_failed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        observer.metrics.add_others(self.count)
+
+    def own(self, data: memoryview) -> memoryview:
+        """A copy of an image's bytes, where every front end can read it. In a thread."""
+        assert self._arena is not None
+        return self._arena.own(data)
+
+    async def start(self) -> int:
+        """See :class:`Entrance`; so with all of these."""
+        self._loop = asyncio.get_running_loop()
+        server_credentials(self._config)
+        self._port = hold_port(self._config.host, self._config.port)
+        places = range(len(self._running))
+        started = await asyncio.gather(*map(self._start_one, places), return_exceptions=True)
+        for error in started:
+            if isinstance(error, BaseException):
+                raise error
+        self._keepers = [asyncio.create_task(self._keep(place)) for place in places]
+        port: int = self._port.getsockname()[1]
+        return port
+
+    async def open(self, loaded: Loaded) -> None:
+        self._arena = Arena(self._embeddings, _embedding_bytes(self._config, loaded))
+        loaded.core.admission.on_change = self._sign.write
+        self._loaded = loaded
+        await asyncio.gather(*(front_end.open(self._config, self._arena, loaded) for front_end in self._now()))
+
+    async def until_failed(self) -> None:
+        await self._failed.wait()
+
+    async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
+        self._ending = True
+        hurrying = asyncio.create_task(self._pass_on(hurry))
+        drained = (front_end.drain(refusal, self._config.drain_s) for front_end in self._now())
+        num_cut_short = sum(await asyncio.gather(*drained))
+        hurrying.cancel()
+        return num_cut_short
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        self._ending = True
+        await asyncio.gather(*(front_end.stop(at_once=at_once) for front_end in self._now()))
+        for keeper in self._keepers:
+            keeper.cancel()
+        if self._port is not None:
+            self._port.close()
+
+    def count(self) -> Counted:
+        """What the front ends counted, those that are gone among them. In a scrape's thread."""
+        total = dict(self._gone)
+        front_ends = self._now()
+        if self._loop is not None and front_ends:
+            counting = asyncio.run_coroutine_threadsafe(self._count_all(front_ends), self._loop)
+            try:
+                counting.result(_COUNT_TIMEOUT_S)
+            except FutureTimeoutError:
+                counting.cancel()
+        for front_end in front_ends:
+            add(total, front_end.counted)
+        return total
+
+    async def _count_all(self, front_ends: list[_FrontEnd]) -> None:
+        await asyncio.gather(*(front_end.count() for front_end in front_ends))
+
+    def _now(self) -> list[_FrontEnd]:
+        return [front_end for front_end in self._running if front_end is not None]
+
+    async def _start_one(self, place: int) -> _FrontEnd:
+        """
+        Raises:
+            ConfigError: it cannot listen.
+        """
+        assert self._port is not None
+        front_end = await _FrontEnd.start(self._config, self._embeddings, self._door)
+        self._running[place] = front_end
+        await front_end.begin(self._config, self._port.getsockname()[1])
+        if self._arena is not None and self._loaded is not None:
+            await front_end.open(self._config, self._arena, self._loaded)
+        return front_end
+
+    async def _keep(self, place: int) -> None:
+        """Starts another whenever one ends."""
+        num_young, clock = 0, asyncio.get_running_loop().time
+        while not self._ending:
+            front_end, since_s = self._running[place], clock()
+            if front_end is not None:
+                await front_end.ended.wait()
+                if self._ending:
+                    return
+                logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
+                self._running[place] = None
+                add(self._gone, what_only_grows(front_end.counted))
+            num_young = num_young + 1 if clock() - since_s < _YOUNG_S else 0
+            if num_young > _MAX_YOUNG:
+                logger.critical("front ends end as soon as they are started")
+                self.has_failed = True
+                self._failed.set()
+                return
+            self.num_restarts += 1
+            await asyncio.sleep(_PAUSE_S * num_young)
+            try:
+                await self._start_one(place)
+            except (ConfigError, RequestError, OSError) as error:
+                logger.error("a front end did not start: %s", error)
+                self._running[place] = None
+
+    async def _pass_on(self, hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        for front_end in self._now():
+            front_end.hurry()
+
+
+class _FrontEnd:
+    """One process, from here."""
+
+    def __init__(self, process: asyncio.subprocess.Process, images: int) -> None:
+        self.pid = process.pid
+        self.ended = asyncio.Event()
+        self.counted: Counted = {}
+        self._process = process
+        self._images = images
+        self._handlers: dict[str, Handler] = {}
+        self._link: Link | None = None
+        self._guest: Guest | None = None
+
+    @classmethod
+    async def start(cls, config: Config, embeddings: int, door: int) -> _FrontEnd:
+        ours, theirs = socket.socketpair()
+        images = new_shared_file("encoder-svc-images")
+        passed = (theirs.fileno(), embeddings, images, door)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "encoder_svc.server.frontends", *map(str, passed)),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=passed,
+                start_new_session=True,  # a terminal's signals are for this process, which tells the others
+            )
+        front_end = cls(process, images)
+        front_end._link = await Link.over(ours, front_end._handlers, front_end._lost)
+        return front_end
+
+    async def begin(self, config: Config, port: int) -> None:
+        """
+        Raises:
+            ConfigError: it cannot listen.
+        """
+        refusal = await self._ask("begin", config=asdict(config), port=port)
+        if refusal is not None:
+            raise ConfigError(refusal)
+
+    async def open(self, config: Config, embeddings: Arena, loaded: Loaded) -> None:
+        image_bytes = _image_bytes(config, loaded)
+        os.ftruncate(self._images, image_bytes)
+        assert self._link is not None
+        self._guest = Guest(loaded.core, embeddings, ArenaView(self._images, writable=True))
+        self._guest.meet(self._link)
+        self._handlers.update(self._guest.handlers())
+        facts = loaded.facts
+        await self._ask(
+            "open",
+            info=facts.info.SerializeToString().hex(),
+            settings=asdict(facts.settings),
+            input_processor=facts.input_processor,
+            image_bytes=image_bytes,
+        )
+
+    async def count(self) -> None:
+        try:
+            self.counted = counted(await self._ask("count"))
+        except RequestError:
+            return  # it just ended; what it last said stays
+
+    async def drain(self, refusal: RequestError, seconds: float) -> int:
+        try:
+            num_cut_short: int = await self._ask(
+                "drain", reason=refusal.reason, message=refusal.message, seconds=seconds
+            )
+        except RequestError:
+            return 0
+        return num_cut_short
+
+    def hurry(self) -> None:
+        assert self._link is not None
+        self._link.tell("hurry")
+
+    async def stop(self, *, at_once: bool) -> None:
+        assert self._link is not None
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._ask("stop", at_once=at_once)
+                self._link.close()
+                await self._process.wait()
+        except (TimeoutError, RequestError):
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+
+    async def _ask(self, what: str, **fields: Any) -> Any:
+        assert self._link is not None
+        return await self._link.ask(what, **fields)
+
+    def _lost(self) -> None:
+        if self._guest is not None:
+            self._guest.leave()
+        os.close(self._images)
+        self.ended.set()
+
+
+def _embedding_bytes(config: Config, loaded: Loaded) -> int:
+    """Room for all that may be kept, retained, or pending. Most of it is never touched, and takes no memory."""
+    info = loaded.facts.info
+    value_bytes = _MAX_VALUE_BYTES if info.dtype == encoder_pb2.DTYPE_FLOAT32 else 2
+    patch_bytes = info.width * value_bytes // info.spatial_merge_size**2
+    pending = (config.max_queued_patches + config.max_request_patches) * patch_bytes
+    return round((config.cache_bytes + config.max_leased_bytes + pending) * _HOLES)
+
+
+def _image_bytes(config: Config, loaded: Loaded) -> int:
+    """Room for the images of one front end that wait for the device: ``max_decoded_bytes``, and the largest of all."""
+    settings = loaded.facts.settings
+    pixel_values = config.max_request_patches * settings.patch_dim * _MAX_VALUE_BYTES
+    largest = max(pixel_values, config.max_image_pixels * settings.channels)
+    return config.max_decoded_bytes + largest

@@ -1,0 +1,191 @@
+"""Front ends in processes of their own: what callers get through them, and what happens when one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+
+from encoder_svc.client import AsyncEncoderClient, PixelValues
+from encoder_svc.errors import NotFoundError, OverloadedError, RequestError, UnavailableError
+from tests.server import in_process
+from tests.server.frontends.inside import Inside, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from encoder_svc.client import ImageInput
+
+# Calls take turns on so many connections, which the system deals out among the front ends.
+CONNECTIONS = 12
+
+
+def noise(*size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def client_of(inside: Inside) -> AsyncEncoderClient:
+    return AsyncEncoderClient(inside.target, connections=CONNECTIONS, timeout_s=60)
+
+
+async def scraped(inside: Inside, start: str) -> list[float]:
+    """Values of the series whose line starts so, in the whole server."""
+    lines = (await asyncio.to_thread(generate_latest, inside.metrics.scraped())).decode().splitlines()
+    return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
+
+
+@pytest.fixture
+async def inside(tiny_checkpoint: Callable[[str], Path]) -> AsyncIterator[Inside]:
+    async with serving(tiny_checkpoint("qwen2_vl"), cache_bytes="64MiB") as inside:
+        yield inside
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+async def test_embeddings_are_those_of_one_process(
+    tiny_checkpoint: Callable[[str], Path], photos: list[Path], family: str, place: str
+) -> None:
+    values = np.random.default_rng(0).standard_normal((16, 1536 if family == "qwen3_vl" else 1176), np.float32)
+    images: list[ImageInput] = [*photos, noise(60, 90), PixelValues(values, (1, 4, 4))]
+    model = tiny_checkpoint(family)
+    async with (
+        serving(model, image_processing=place) as inside,
+        in_process.serving(model, image_processing=place) as (_, alone),
+        client_of(inside) as client,
+        AsyncEncoderClient(alone) as other,
+    ):
+        seen, expected = await client.encode(images), await other.encode(images)
+        await inside.until_idle()
+    for here, there in zip(seen, expected, strict=True):
+        assert here.grid_thw == there.grid_thw
+        assert here.content_key == there.content_key
+        np.testing.assert_array_equal(here.embeddings, there.embeddings)
+
+
+async def test_a_hundred_callers_of_one_image_cost_one_forward(inside: Inside) -> None:
+    [before] = await scraped(inside, "encoder_batch_images_sum")  # of the start's own image
+    async with client_of(inside) as client:
+        answers = await asyncio.gather(*(client.encode([noise(200, 200)]) for _ in range(100)))
+    assert len({answer[0].embeddings.tobytes() for answer in answers}) == 1
+    assert await scraped(inside, "encoder_batch_images_sum") == [before + 1]
+    assert await scraped(inside, 'encoder_images_total{outcome="encoded"}') == [1]
+    by_outcome = (scraped(inside, f'encoder_images_total{{outcome="{name}"}}') for name in ("shared", "cached"))
+    outcomes = [(await values)[0] for values in by_outcome]
+    assert sum(outcomes) == 99
+
+
+async def test_what_one_connection_retains_every_other_fetches(inside: Inside) -> None:
+    async with client_of(inside) as client:
+        [retained] = await client.retain([noise(80, 80)])
+        [encoded] = await client.encode([noise(80, 80)])
+        for _ in range(CONNECTIONS):
+            [fetched] = await client.fetch([retained.key])
+            np.testing.assert_array_equal(fetched.embeddings, encoded.embeddings)
+        assert await client.release([retained.key]) == 1
+        with pytest.raises(NotFoundError):
+            await client.fetch([retained.key])
+    await inside.until_idle()
+
+
+async def test_a_fetch_waits_for_what_another_front_end_retains(inside: Inside) -> None:
+    async with client_of(inside) as client:
+        retaining = asyncio.create_task(client.retain([noise(1000, 1000)]))
+        while not (promised := list(inside.core.promises._promised)):
+            assert not retaining.done()
+            await asyncio.sleep(0)
+        fetched = await asyncio.gather(*(client.fetch(promised) for _ in range(CONNECTIONS)))
+        assert {image.content_key for [image] in fetched} == {(await retaining)[0].key}
+
+
+async def test_more_than_there_is_room_for_is_refused_in_every_front_end(
+    tiny_checkpoint: Callable[[str], Path],
+) -> None:
+    async with serving(tiny_checkpoint("qwen2_vl"), max_inflight_images=4) as inside, client_of(inside) as client:
+        calls = (client.encode([noise(300, 300, seed=seed)]) for seed in range(100))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
+        assert len(refused) + sum(isinstance(answer, list) for answer in answers) == 100
+        assert {answer.reason for answer in refused} <= {"INFLIGHT_IMAGES", "QUEUE_FULL"}
+        assert refused
+        assert all(answer.retry_after_s for answer in refused)
+        await inside.until_idle()
+
+
+async def test_a_bad_image_fails_alone_with_its_own_reason(inside: Inside) -> None:
+    async with client_of(inside) as client:
+        bad, good = await client.encode([b"\xff\xd8 no jpeg", noise(60, 60)], return_errors=True)
+    assert isinstance(bad, RequestError)
+    assert bad.reason.startswith("IMAGE_")
+    assert not isinstance(good, RequestError)
+    await inside.until_idle()
+
+
+async def test_half_of_the_callers_leave_and_leave_nothing(tiny_checkpoint: Callable[[str], Path]) -> None:
+    chance = random.Random(1)
+    async with serving(tiny_checkpoint("qwen2_5_vl")) as inside, client_of(inside) as client:
+        at_once = asyncio.Semaphore(50)
+        stayed: dict[int, bytes] = {}
+
+        async def one(index: int) -> None:
+            async with at_once:
+                # Every image is asked for twice, so that some who lead leave others behind.
+                image = noise(40 + index % 100, 60, seed=index // 2)
+                call = asyncio.create_task(client.encode([image]))
+                if index % 2:
+                    await asyncio.sleep(chance.uniform(0, 0.3))
+                    call.cancel()
+                await asyncio.wait([call])
+                if not call.cancelled():
+                    stayed[index] = call.result()[0].embeddings.tobytes()
+
+        await asyncio.gather(*map(one, range(400)))
+        assert {index for index in range(400) if index % 2 == 0} <= stayed.keys()
+        assert len(stayed) < 390
+        await inside.until_idle()
+        for index in chance.sample(sorted(stayed), 40):
+            [again] = await client.encode([noise(40 + index % 100, 60, seed=index // 2)])
+            seen = np.frombuffer(stayed[index], np.float32)
+            np.testing.assert_allclose(seen, again.embeddings.ravel(), rtol=0, atol=1e-4 * np.abs(seen).max())
+
+
+async def test_one_that_is_killed_gives_all_back_and_another_takes_its_place(inside: Inside) -> None:
+    before = inside.pids()
+    async with client_of(inside) as client:
+        await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(24)))
+        counted = sum(await scraped(inside, 'encoder_images_total{outcome="encoded"}'))
+        calls = [asyncio.create_task(client.encode([noise(700, 700, seed=seed)])) for seed in range(24)]
+        while inside.core.admission.num_requests < 10:
+            await asyncio.sleep(0.01)
+        os.kill(before[0], signal.SIGKILL)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        lost = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert all(isinstance(answer, UnavailableError) for answer in lost)
+        assert len(lost) < 24  # those of the other front end
+        await inside.until_idle()
+        while len(inside.pids()) < 2 or inside.front_ends._now()[0]._guest is None:
+            await asyncio.sleep(0.05)
+        assert before[1] in inside.pids()
+        assert before[0] not in inside.pids()
+        assert await scraped(inside, "encoder_frontend_restarts_total") == [1]
+        assert sum(await scraped(inside, 'encoder_images_total{outcome="encoded"}')) >= counted
+    async with client_of(inside) as client:  # of new connections, some are the new one's
+        for seed in range(CONNECTIONS):
+            await client.encode([noise(60, 60, seed=100 + seed)])
+
+
+async def test_front_ends_that_do_not_stay_end_the_server(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._PAUSE_S", 0.01)
+    async with serving(tiny_checkpoint("qwen2_vl"), exit_code=5) as inside:
+        while not inside.front_ends.has_failed:
+            for pid in inside.pids():
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
