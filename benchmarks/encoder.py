@@ -30,6 +30,7 @@ from benchmarks.support.arithmetic import count  # noqa: E402
 from benchmarks.support.encoders import Ours, Theirs, lowest_cosine, photographs, relative_error  # noqa: E402
 from benchmarks.support.kernels import page_faults, profile  # noqa: E402
 from benchmarks.support.timing import interleave, matrix_product_rate  # noqa: E402
+from encoder_svc.config import Config  # noqa: E402
 from encoder_svc.models.registry import family_names  # noqa: E402
 from encoder_svc.models.synthetic import make_checkpoint  # noqa: E402
 from encoder_svc.models.tower import TORCH_DTYPES  # noqa: E402
@@ -74,7 +75,12 @@ def main() -> int:
 
 def measure_family(family: str, folder: Path, rate: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each side and cell, printed as it is measured."""
-    options = {"device": arguments.device, "dtype": arguments.dtype, "backend": arguments.attn_backend}
+    options = {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "backend": arguments.attn_backend,
+        "graph_max_patches": arguments.cuda_graph_max_patches,
+    }
     ours = Ours(folder, **options)
     also_ours = {}
     if arguments.quantization != "none":
@@ -210,6 +216,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cells", help="SIDExBATCH, separated by commas, in place of sizes and batches")
     parser.add_argument("--no-theirs", action="store_true", help="time ours alone")
     parser.add_argument("--quantization", default="none", choices=["none", "fp8"], help="measure ours quantised too")
+    parser.add_argument("--cuda-graph-max-patches", type=int, default=Config().cuda_graph_max_patches, metavar="N")
     parser.add_argument("--depth", type=int, help="layers, for a quick look; default: the checkpoints' own")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--cell-s", type=float, default=20.0, help="stop a cell's rounds after this many seconds")

@@ -34,7 +34,14 @@ class Ours:
     """Our encoder as the server runs it: from uint8 patches on the device to rows on the device."""
 
     def __init__(
-        self, folder: Path, *, device: str, dtype: str, backend: str | None, quantization: str = "none"
+        self,
+        folder: Path,
+        *,
+        device: str,
+        dtype: str,
+        backend: str | None,
+        graph_max_patches: int,
+        quantization: str = "none",
     ) -> None:
         checkpoint = Checkpoint(str(folder))
         platform = platform_for_device(device)
@@ -48,7 +55,7 @@ class Ours:
             quantisation=quantization,
         )
         self._runner = DeviceRunner(self.tower)
-        self._runner.warm_up(graph_max_patches=6_144, memory_fraction=0.9, max_batch_patches=65_536)
+        self._runner.warm_up(graph_max_patches=graph_max_patches, memory_fraction=0.9, max_batch_patches=65_536)
 
     def batch(self, images: Sequence[ProcessedImage]) -> PreparedBatch:
         return self._runner.prepare(build_batch(images, self.tower.encoder))

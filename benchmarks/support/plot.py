@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def plot(rows: Sequence[dict[str, Any]], file: Path, title: str) -> None:
-    """Microseconds a patch over the image's side at batch 1, and over the batch at the smallest side.
+    """Microseconds a patch over the image's side at batch 1, and over the batch at the side with most batches.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -19,10 +19,11 @@ def plot(rows: Sequence[dict[str, Any]], file: Path, title: str) -> None:
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     figure.suptitle(title)
-    smallest = min(row["side"] for row in rows)
+    batches = {side: len({row["batch"] for row in rows if row["side"] == side}) for side in {r["side"] for r in rows}}
+    batched = max(sorted(batches), key=lambda side: batches[side])
     panels = (
         ("side", "side of one image, pixels", [row for row in rows if row["batch"] == 1]),
-        ("batch", f"images of {smallest}² in a batch", [row for row in rows if row["side"] == smallest]),
+        ("batch", f"images of {batched}² in a batch", [row for row in rows if row["side"] == batched]),
     )
     for axes, (key, label, chosen) in zip(figure.subplots(1, 2), panels, strict=True):
         for family, side in dict.fromkeys((row["family"], row["encoder"]) for row in chosen):
@@ -30,7 +31,11 @@ def plot(rows: Sequence[dict[str, Any]], file: Path, title: str) -> None:
             style = "-o" if side == "ours" else "--x"
             spent_us = [1e3 * r["ms"] / r["patches"] for r in line]
             axes.plot([r[key] for r in line], spent_us, style, label=f"{family}, {side}")
-        axes.set(xlabel=label, ylabel="µs a patch", xscale="log", yscale="log")
+        axes.set(xlabel=label, ylabel="µs a patch", yscale="log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(file)
