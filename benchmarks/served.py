@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LARGEST_BATCH_PATCHES = {"cpu": 4_096, "cuda": 65_536}
+LARGEST_BATCH_PATCHES = {"cpu": 4_096, "cuda": 16_384}
 
 
 def main() -> int:

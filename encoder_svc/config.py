@@ -205,13 +205,13 @@ class Config:
         "threads that decode and resize images; without it one for each core that the process may use",
     )
     max_batch_patches: int | None = _option(
-        None, _COUNT, "N", "patches in one batch, a larger image runs alone; without it 65,536 on a GPU, 4,096 on a CPU"
+        None, _COUNT, "N", "patches in one batch, a larger image runs alone; without it 16,384 on a GPU, 4,096 on a CPU"
     )
     memory_fraction: float = _option(
         0.9, _fraction, "SHARE", "of a GPU's free memory that batches may take; what fits bounds max_batch_patches"
     )
     cuda_graph_max_patches: int = _option(
-        6_144,
+        16_384,
         _at_least(0, at_most=2**20),
         "N",
         "batches up to this many patches run as CUDA graphs, captured at start in at most 15 s and 4 GiB; 0 for none",

@@ -1,4 +1,5 @@
-"""CUDA graphs for small batches, which a GPU finishes sooner than Python can launch their kernels.
+"""CUDA graphs: a batch's kernels launched by one call. Python takes as long to launch them as a GPU does to run them,
+and longer where other threads want its lock.
 
 One graph for each bucket of patches. A batch is padded up to its bucket: patches beyond its own form sequences of their
 own, so that nothing real attends to them. Larger batches, and those of more sequences than a graph holds, run without.
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A matrix product works on 128 rows at a time: up to there padding costs next to nothing.
+# A matrix product works on 128 rows at a time: up to there padding costs next to nothing. Beyond so many steps they are
+# twice as long, and so on: at most a sixteenth is padding.
 _STEP_PATCHES: Final = 128
+_STEPS_OF_A_LENGTH: Final = 32
 _MAX_SEQUENCES: Final = 16
 # A bucket that is this many times too large costs more than it saves.
 _MAX_WASTE: Final = 2
@@ -36,7 +39,12 @@ _ALIGNED_BYTES: Final = 256
 
 def bucket_sizes(max_patches: int, merge_unit: int) -> list[int]:
     """Buckets up to about ``max_patches``, smallest first, of whole merged blocks."""
-    return [size + -size % merge_unit for size in range(_STEP_PATCHES, max_patches + 1, _STEP_PATCHES)]
+    sizes, size, step = [], 0, _STEP_PATCHES
+    while (size := size + step) <= max_patches:
+        sizes.append(size + -size % merge_unit)
+        if size == step * _STEPS_OF_A_LENGTH:
+            step *= 2
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +70,6 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     buffer: torch.Tensor
     slots: list[slice]
-    rows: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class _Prepared:
 
 
 class Graphs:
-    """The graphs of one tower. They share one pool of memory, so only one runs at a time, on one stream.
+    """The graphs of one tower. They share memory, inputs and results too, so only one runs at a time, on one stream.
 
     Attributes:
         num_bytes: device memory that they hold.
@@ -87,6 +94,8 @@ class Graphs:
         self._encoder: VisionEncoder = tower.encoder
         self._graphs: dict[int, _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._buffer: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None
         self.num_bytes = 0
 
     @property
@@ -141,7 +150,9 @@ class Graphs:
         patches = torch.zeros((size, config.in_channels * config.patch_size**2), dtype=torch.uint8)
         tensors = [patches, *_tensors(padded)]
         slots = _slots(tensors)
-        buffer = torch.empty(slots[-1].stop, dtype=torch.uint8, device=device)
+        if self._buffer is None:  # the largest comes first
+            self._buffer = torch.empty(slots[-1].stop, dtype=torch.uint8, device=device)
+        buffer = self._buffer[: slots[-1].stop]
         views = [buffer[at].view(value.dtype).view(value.shape) for at, value in zip(slots, tensors, strict=True)]
         for view, value in zip(views, tensors, strict=True):
             view.copy_(value)
@@ -151,17 +162,21 @@ class Graphs:
         """So that what is compiled or loaded at first use is so before the capture."""
         stream.wait_stream(torch.cuda.current_stream(self._tower.device))
         with torch.cuda.stream(stream):
-            self._encoder([prepared.patches], prepared.inputs)
+            rows = self._encoder([prepared.patches], prepared.inputs)
+            if self._rows is None:
+                self._rows = torch.empty_like(rows)
             stream.synchronize()
 
     def _capture(self, prepared: _Prepared, stream: torch.cuda.Stream) -> _Graph:
+        assert self._rows is not None
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.stream(stream),
             torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
         ):
             rows = self._encoder([prepared.patches], prepared.inputs)
-        return _Graph(graph, prepared.buffer, prepared.slots, rows)
+            self._rows[: len(rows)].copy_(rows)
+        return _Graph(graph, prepared.buffer, prepared.slots)
 
     def stage(self, batch: Batch) -> GraphInput | None:
         """Pads a batch on the host to its bucket and sends it; None where it runs without a graph."""
@@ -199,7 +214,8 @@ class Graphs:
         graph = self._graphs[batch.size]
         graph.buffer.copy_(batch.staged)
         graph.graph.replay()
-        return graph.rows[: batch.num_patches // self._encoder.config.spatial_merge_size**2].clone()
+        assert self._rows is not None
+        return self._rows[: batch.num_patches // self._encoder.config.spatial_merge_size**2].clone()
 
 
 def _tensors(inputs: EncoderInputs) -> list[torch.Tensor]:

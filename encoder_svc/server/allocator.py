@@ -8,6 +8,7 @@ lock costs nothing that could be measured here: each call takes few and large bl
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 from typing import Final
 
@@ -19,3 +20,10 @@ def use_one_heap() -> None:
     this fault."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def spare_what_is_loaded() -> None:
+    """Has Python's collector of cycles leave alone what is there by now: modules, weights, kernels. To look through
+    those two hundred thousand objects again takes a tenth of a second, in which every thread stands still."""
+    gc.collect()
+    gc.freeze()

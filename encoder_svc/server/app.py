@@ -28,7 +28,7 @@ from encoder_svc.observability.web import metrics_server
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.kernel_cache import use_kernel_cache
 from encoder_svc.server.address import bare_host
-from encoder_svc.server.allocator import use_one_heap
+from encoder_svc.server.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader
@@ -138,6 +138,7 @@ class Server:
             return EXIT_OK
         self._metrics.set_build_info(**_build_info(loaded.tower))
         self._metrics.read_at_scrape(core_gauges(loaded.core))
+        spare_what_is_loaded()
         await self._entrance.open(loaded)
         self._is_open = True
         phases = self._loader.phases

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A GPU needs large batches to be full. A CPU is full with one image, and a long batch only makes others wait
-# (docs/engine.md, "Measured").
-_MAX_BATCH_PATCHES = 65_536
+# A GPU is full with sixteen small images or three large ones, and runs so many as one graph. A CPU is full with one,
+# and a long batch only makes others wait (docs/engine.md, "Measured").
+_MAX_BATCH_PATCHES = 16_384
 _MAX_BATCH_PATCHES_ON_CPU = 4_096
 
 

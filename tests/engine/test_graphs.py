@@ -55,7 +55,7 @@ def test_buckets_hold_whole_merged_blocks_and_waste_little(max_patches: int, mer
     assert sizes == sorted(set(sizes))
     assert all(size % merge_unit == 0 for size in sizes)
     for smaller, larger in itertools.pairwise(sizes):
-        assert larger - smaller <= 128 + merge_unit
+        assert larger - smaller <= max(128, larger / 16) + merge_unit
 
 
 def test_what_fills_up_a_bucket_counts_as_padding() -> None:

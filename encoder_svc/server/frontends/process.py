@@ -21,7 +21,7 @@ from encoder_svc.observability.merge import portable
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.tracer import make_tracer
-from encoder_svc.server.allocator import use_one_heap
+from encoder_svc.server.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.server.front import Front
 from encoder_svc.server.frontends.door import DoorSignReader
 from encoder_svc.server.frontends.link import Link
@@ -111,6 +111,7 @@ class _FrontEnd:
             self._config, facts, core, num_processes=self._config.frontend_processes, place=placed.place
         )
         self._metrics.read_at_scrape(decoded_gauges(self._pipeline.decoded))
+        spare_what_is_loaded()
         await self._front.open(self._pipeline)
 
     async def _count(self) -> list[list[Any]]:
