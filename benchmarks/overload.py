@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 import torch
-from support.server import make_tiny, running_server
+from support.server import cpu_s, make_tiny, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +67,7 @@ class Load:
     """One run of ``encoder-svc bench serve``, and what the server took for it."""
 
     def __init__(self, server: psutil.Process, options: list[str], report: Path) -> None:
-        before, started_s = server.cpu_times(), time.perf_counter()
+        before_s, started_s = cpu_s(server), time.perf_counter()
         self.rss_mb: list[float] = []
         ended = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(server, ended))
@@ -80,13 +80,12 @@ class Load:
         )
         ended.set()
         watcher.join()
-        after, wall_s = server.cpu_times(), time.perf_counter() - started_s
-        self.server_cores = (after.user + after.system - before.user - before.system) / wall_s
+        self.server_cores = (cpu_s(server) - before_s) / (time.perf_counter() - started_s)
         self.report: dict[str, Any] = json.loads(report.read_text())
 
     def _watch(self, server: psutil.Process, ended: threading.Event) -> None:
         while not ended.wait(0.25):
-            self.rss_mb.append(server.memory_info().rss / 1e6)
+            self.rss_mb.append(sum(one.memory_info().rss for one in (server, *server.children())) / 1e6)
 
     @property
     def patches_per_s(self) -> float:

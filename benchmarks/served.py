@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from support.server import metrics_url, running_server
+from support.server import cpu_s, metrics_url, running_server
 from support.watch import Watch
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def load(
     options = ["--mix", str(mix), "--concurrency", str(max(arguments.clients // number, 1))]
     options += ["--duration", str(arguments.duration), "--timeout-s", "600"]
     options += ["--connections", str(arguments.connections)]
-    before_s, started_s = cpu_s(servers), time.perf_counter()
+    before_s, started_s = sum(cpu_s(server) for server, _ in servers), time.perf_counter()
     clients = [
         subprocess.Popen(
             [
@@ -218,7 +218,7 @@ def load(
     for client in clients:
         if client.wait() != 0:
             raise SystemExit(f"bench serve failed with {client.returncode}")
-    used_s, wall_s = cpu_s(servers) - before_s, time.perf_counter() - started_s
+    used_s, wall_s = sum(cpu_s(server) for server, _ in servers) - before_s, time.perf_counter() - started_s
     seen = [json.loads(path.read_text()) for path in reports]
     total = {
         name: sum(report["rates"][name] for report in seen)
@@ -230,12 +230,6 @@ def load(
         "server_cores": used_s / wall_s,
         "client_cores": sum(report["client_cpu_ratio"] for report in seen),
     }
-
-
-def cpu_s(servers: list[tuple[psutil.Process, str]]) -> float:
-    """What the servers have used of the CPU so far, their front ends' part included."""
-    processes = [process for server, _ in servers for process in (server, *server.children(recursive=True))]
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def running_server(model: Path, options: list[str], log: Path) -> Iterator[tuple
             server.terminate()
 
 
+def cpu_s(server: psutil.Process) -> float:
+    """What a server has used of the CPU so far, its front ends' part included."""
+    return sum(sum(process.cpu_times()[:2]) for process in (server, *server.children()))
+
+
 def metrics_url(log: Path) -> str:
     """Where a server that was started with ``--metrics-port 0`` says that its metrics are."""
     found = re.search(r"metrics and the status page: (http://\S+)", log.read_text())

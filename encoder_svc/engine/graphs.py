@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 # twice as long, and so on: at most a sixteenth is padding.
 _STEP_PATCHES: Final = 128
 _STEPS_OF_A_LENGTH: Final = 32
-_MAX_SEQUENCES: Final = 16
+_MIN_SEQUENCES: Final = 16
+_MAX_SEQUENCES: Final = 64
 # A bucket that is this many times too large costs more than it saves.
 _MAX_WASTE: Final = 2
 _ALIGNED_BYTES: Final = 256
@@ -45,6 +46,12 @@ def bucket_sizes(max_patches: int, merge_unit: int) -> list[int]:
         if size == step * _STEPS_OF_A_LENGTH:
             step *= 2
     return sizes
+
+
+def max_sequences(size: int) -> int:
+    """How many images, or frames, a bucket's graph holds. A kernel looks at each of them, also at those that are not
+    there: that is nothing beside a large bucket's work, and not beside a small one's."""
+    return min(max(size // _STEP_PATCHES, _MIN_SEQUENCES), _MAX_SEQUENCES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,7 @@ class Graphs:
         config, device = self._encoder.config, self._tower.device
         merge = config.spatial_merge_size
         inputs = self._encoder.build_inputs([GridThw(1, merge, size // merge)])
-        padded = inputs.padded(size, max_sequences=_MAX_SEQUENCES)
+        padded = inputs.padded(size, max_sequences=max_sequences(size))
         assert padded is not None, "one image fits its own bucket"
         patches = torch.zeros((size, config.in_channels * config.patch_size**2), dtype=torch.uint8)
         tensors = [patches, *_tensors(padded)]
@@ -186,7 +193,7 @@ class Graphs:
         size = next((bucket for bucket in self.buckets if bucket >= num_patches), None)
         if size is None or size > max(_MAX_WASTE * num_patches, _STEP_PATCHES):
             return None
-        inputs = batch.inputs.padded(size, max_sequences=_MAX_SEQUENCES)
+        inputs = batch.inputs.padded(size, max_sequences=max_sequences(size))
         if inputs is None:
             return None
         graph = self._graphs[size]

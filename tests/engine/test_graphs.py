@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.engine.builder import build_batch
-from encoder_svc.engine.graphs import GraphInput, bucket_sizes
+from encoder_svc.engine.graphs import GraphInput, bucket_sizes, max_sequences
 from encoder_svc.engine.runner import DeviceRunner, PreparedBatch
 from encoder_svc.images.types import GridThw, ProcessedImage
 from tests.models.towers import FAMILIES, Grids, load
@@ -81,6 +81,19 @@ def test_padded_boundaries_begin_with_the_real_ones_and_cover_every_patch(length
 @pytest.mark.parametrize(("lengths", "max_sequences"), [((8,) * 5, 4), ((65,), 10), ((1, 1), 3)])
 def test_sequences_that_do_not_fit_are_not_padded(lengths: tuple[int, ...], max_sequences: int) -> None:
     assert PackedSequences.of(lengths).padded(256, max_sequences, 64) is None
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("size", [128, 2_048, 4_096, 8_192, 16_384])
+def test_a_bucket_holds_as_many_images_as_are_likely_to_fill_it(
+    tiny_checkpoint: Callable[[str], Path], family: str, size: int
+) -> None:
+    encoder = load(tiny_checkpoint(family)).encoder
+    number = max_sequences(size)
+    assert number == min(max(size // 128, 16), 64)
+    for count, fits in ((number, True), (number + 1, False)):
+        inputs = encoder.build_inputs([GridThw(1, 2, 2)] * count)
+        assert (inputs.padded(size, max_sequences=number) is not None) == fits
 
 
 @EVERY_FAMILY

@@ -38,6 +38,7 @@ class Guest:
         """What a front end asks and tells; see remote.py."""
         return {
             "admit": self._admit,
+            "reserve": self._reserve,
             "encode": self._encode,
             "image_done": self._image_done,
             "close": self._close,
@@ -57,12 +58,11 @@ class Guest:
         self._requests.clear()
         self._read.clear()
 
-    async def _admit(
-        self, request: int, num_images: int, num_bytes: int, images: list[tuple[str, int]], time_remaining_s: float
-    ) -> list[int]:
-        admitted = await self._core.admit(num_images=num_images, num_bytes=num_bytes)
-        self._requests[request] = admitted
-        return await admitted.reserve(images, time_remaining_s)
+    async def _admit(self, request: int, num_images: int, num_bytes: int) -> None:
+        self._requests[request] = await self._core.admit(num_images=num_images, num_bytes=num_bytes)
+
+    async def _reserve(self, request: int, images: list[tuple[str, int]], time_remaining_s: float) -> list[int]:
+        return await self._requests[request].reserve(images, time_remaining_s)
 
     async def _encode(
         self, request: int, index: int, deadline_s: float, since_s: float, lease_s: float | None

@@ -112,9 +112,13 @@ class RemoteCore:
         return self._door.refusal()
 
     async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
-        """Asks nothing yet: one question with the images, in :meth:`AdmittedRequest.reserve`, is sooner answered than
-        two. What was refused at the door has its headers read no more than before."""
-        return _RemoteRequest(self, self._number(), num_images, num_bytes)
+        request = _RemoteRequest(self, self._number())
+        try:
+            await self.link.ask("admit", request=request.number, num_images=num_images, num_bytes=num_bytes)
+        except asyncio.CancelledError:
+            request.close()  # it may have been let in all the same
+            raise
+        return request
 
     @asynccontextmanager
     async def fetch(self, key: str) -> AsyncIterator[Embeddings]:
@@ -137,23 +141,14 @@ class RemoteCore:
 class _RemoteRequest:
     """See :class:`encoder_svc.server.core.AdmittedRequest`."""
 
-    def __init__(self, core: RemoteCore, number: int, num_images: int, num_bytes: int) -> None:
+    def __init__(self, core: RemoteCore, number: int) -> None:
         self.number = number
-        self._num_images = num_images
-        self._num_bytes = num_bytes
-        self._is_asked = False
         self._core = core
         self._link = core.link
 
     async def reserve(self, images: Sequence[tuple[str, int]], time_remaining_s: float) -> list[int]:
-        self._is_asked = True
         costs: list[int] = await self._link.ask(
-            "admit",
-            request=self.number,
-            num_images=self._num_images,
-            num_bytes=self._num_bytes,
-            images=images,
-            time_remaining_s=time_remaining_s,
+            "reserve", request=self.number, images=images, time_remaining_s=time_remaining_s
         )
         return costs
 
@@ -174,5 +169,4 @@ class _RemoteRequest:
         self._link.tell("image_done", request=self.number, index=index, completed=completed)
 
     def close(self) -> None:
-        if self._is_asked:
-            self._link.tell("close", request=self.number)
+        self._link.tell("close", request=self.number)

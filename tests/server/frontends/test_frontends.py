@@ -189,3 +189,14 @@ async def test_front_ends_that_do_not_stay_end_the_server(
             for pid in inside.pids():
                 os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.05)
+
+
+async def test_a_broken_device_is_told_in_every_front_end(tiny_checkpoint: Callable[[str], Path]) -> None:
+    async with serving(tiny_checkpoint("qwen2_vl"), exit_code=3) as inside, client_of(inside) as client:
+        calls = [asyncio.create_task(client.encode([noise(900, 900, seed=seed)])) for seed in range(8)]
+        while inside.core.engine.queued_images < 4:
+            await asyncio.sleep(0.01)
+        inside.core.engine._break("by this test")
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        failed = [answer for answer in answers if isinstance(answer, RequestError)]
+        assert {answer.reason for answer in failed} == {"DEVICE_BROKEN"}

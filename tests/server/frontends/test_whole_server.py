@@ -1,0 +1,123 @@
+"""A server process with front ends, from its command line to its exit code."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+import pytest
+
+from encoder_svc.client import EncoderClient, UnavailableError
+from tests.ports import free_port
+from tests.serving import ENVIRONMENT, ServerProcess, command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FRONT_ENDS = ("--frontend-processes", "2", "--device", "cpu")
+# One image of this side takes about a second.
+BIG = ("--max-pixels", "100000000")
+SIDE = 1800
+
+
+def big(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+
+
+@pytest.fixture
+def model(tiny_checkpoint: Callable[[str], Path]) -> Path:
+    return tiny_checkpoint("qwen2_vl")
+
+
+def calling(target: str, outcome: list[object]) -> threading.Thread:
+    """A call that has begun, and will say what came of it."""
+
+    def call() -> None:
+        with EncoderClient(target, timeout_s=60) as client:
+            try:
+                outcome.extend(client.encode([big()]))
+            except UnavailableError as error:
+                outcome.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def until_running(server: ServerProcess) -> None:
+    """Waits until a request is in work."""
+    from urllib.request import urlopen
+
+    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    while "\nencoder_inflight_images 1.0" not in urlopen(url).read().decode():  # our own
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("drain_s", "signals", "exit_code", "finishes"), [("30", 1, 0, True), ("0.1", 1, 4, False), ("30", 2, 4, False)]
+)
+def test_a_drain_waits_for_every_front_end(
+    model: Path, drain_s: str, signals: int, exit_code: int, *, finishes: bool
+) -> None:
+    options = ("--model", model, *FRONT_ENDS, *BIG, "--drain-s", drain_s, "--metrics-port", "0")
+    outcome: list[object] = []
+    with ServerProcess(*options) as server:
+        thread = calling(server.target, outcome)
+        until_running(server)
+        for _ in range(signals):
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        assert server.process.wait(40) == exit_code
+        thread.join()
+        assert "Traceback" not in server.log
+    assert (not isinstance(outcome[0], UnavailableError)) == finishes
+    if not finishes:
+        assert isinstance(outcome[0], UnavailableError)
+        assert outcome[0].reason == "DRAINING"
+
+
+def test_front_ends_end_with_a_server_that_is_killed(model: Path) -> None:
+    with ServerProcess("--model", model, *FRONT_ENDS) as server:
+        children = psutil.Process(server.process.pid).children()
+        assert len(children) == 2
+        server.process.kill()
+        gone, alive = psutil.wait_procs(children, timeout=10)
+        assert (len(gone), alive) == (2, [])
+
+
+def test_they_leave_a_terminal_s_signals_to_the_server(model: Path) -> None:
+    with ServerProcess("--model", model, *FRONT_ENDS) as server:
+        for child in psutil.Process(server.process.pid).children():
+            child.send_signal(signal.SIGINT)
+            child.send_signal(signal.SIGTERM)
+        with EncoderClient(server.target, timeout_s=30) as client:
+            client.encode([np.zeros((56, 56, 3), np.uint8)])
+        assert server.stop() == 0
+
+
+def test_a_port_that_is_taken_is_refused(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            command("serve", "--model", model, *FRONT_ENDS, "--port", str(port)),
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1, port {port}: the port is taken." in done.stderr
+
+
+def test_the_port_of_another_server_s_front_ends_is_taken(model: Path) -> None:
+    port = str(free_port())
+    with ServerProcess("--model", model, *FRONT_ENDS, "--port", port):
+        done = subprocess.run(
+            command("serve", "--model", model, *FRONT_ENDS, "--port", port),
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, "the port is taken" in done.stderr) == (2, True)
