@@ -34,6 +34,8 @@ from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from encoder_svc.config import Config, LoadedConfig
     from encoder_svc.models.tower import VisionTower
     from encoder_svc.server.entrance import Entrance
@@ -80,7 +82,7 @@ def run_server(loaded: LoadedConfig) -> int:
         phases.end("imports")
         platform = platform_for_device(resolve_device(config.device), platform_switches(config))
         use_kernel_cache(config, platform.facts, temporary)
-        server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer))
+        server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer), spare_what_is_loaded)
         code = asyncio.run(server.run())
         if tracer is not None:
             tracer.close()
@@ -96,8 +98,15 @@ class Server:
         has_stuck_thread: a thread runs that cannot be interrupted: it reads weights, or hangs in the device.
     """
 
-    def __init__(self, config: Config, loader: Loader, observer: Observer) -> None:
+    def __init__(
+        self, config: Config, loader: Loader, observer: Observer, is_loaded: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            is_loaded: called once, when all is there that stays.
+        """
         self.has_stuck_thread = False
+        self._is_loaded = is_loaded
         self._metrics = observer.metrics
         self._draining_since_s: float | None = None
         self._config = config
@@ -138,7 +147,7 @@ class Server:
             return EXIT_OK
         self._metrics.set_build_info(**_build_info(loaded.tower))
         self._metrics.read_at_scrape(core_gauges(loaded.core))
-        spare_what_is_loaded()
+        self._is_loaded()
         await self._entrance.open(loaded)
         self._is_open = True
         phases = self._loader.phases

@@ -67,6 +67,7 @@ class _FrontEnd:
         self._link: Link | None = None
         self._stopped = False
         self._tracer: OpenTelemetryTracer | None = None
+        self._front: Front | None = None
         self._pipeline: Pipeline | None = None
 
     async def run(self, end: socket.socket) -> int:
@@ -86,10 +87,11 @@ class _FrontEnd:
         try:
             self._tracer = make_tracer(self._config)
             observer = Observer(self._metrics, self._tracer)
-            self._front = Front(self._config, observer, shares_port=True)
-            await self._front.start(port)
+            front = Front(self._config, observer, shares_port=True)
+            await front.start(port)
         except ConfigError as error:
             return str(error)
+        self._front = front
         self._metrics.read_at_scrape({"encoder_requests_running": lambda: observer.num_running})
         self._probe = asyncio.create_task(probe_loop_lag(self._metrics))
         return None
@@ -97,6 +99,7 @@ class _FrontEnd:
     async def _open(self, info: str, settings: dict[str, Any], input_processor: str, image_bytes: int) -> None:
         """Begins to serve. ``image_bytes``: room for images that wait for the device."""
         assert self._link is not None
+        assert self._front is not None
         embeddings, images, door = self._files
         placed = Placed(Arena(images, image_bytes))
         self._handlers.update(placed.handlers())
@@ -118,10 +121,12 @@ class _FrontEnd:
         return portable(self._metrics.registry)
 
     async def _drain(self, reason: str, message: str, seconds: float) -> int:
+        assert self._front is not None
         return await self._front.drain(request_error(Reason(reason), message), seconds, self._hurry)
 
     async def _stop(self, at_once: bool) -> None:  # by name, over the link
         self._stopped = True
-        await self._front.stop(at_once=at_once)
+        if self._front is not None:
+            await self._front.stop(at_once=at_once)
         if self._pipeline is not None:
             self._pipeline.close()

@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import sys
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +45,7 @@ class FrontEnds:
 
     def __init__(self, config: Config, observer: Observer) -> None:
         self.num_restarts = 0
+        self.has_failed = False
         self._config = config
         self._embeddings = new_shared_file("encoder-svc-embeddings")
         self._door = new_shared_file("encoder-svc-door")
@@ -58,7 +58,6 @@ class FrontEnds:
         self._ending = False
         self._gone: Counted = {}
         self._failed = asyncio.Event()
-        self.has_failed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         observer.metrics.add_others(self.count)
 
@@ -75,7 +74,11 @@ class FrontEnds:
         places = range(len(self._running))
         started = await asyncio.gather(*map(self._start_one, places), return_exceptions=True)
         for error in started:
-            if isinstance(error, BaseException):
+            if error is not None:
+                await self.stop(at_once=True)
+            if isinstance(error, RequestError):
+                raise ConfigError(f"a front end did not start: {error.message} Its own last words are above.")
+            if error is not None:
                 raise error
         self._keepers = [asyncio.create_task(self._keep(place)) for place in places]
         port: int = self._port.getsockname()[1]
@@ -114,7 +117,7 @@ class FrontEnds:
             counting = asyncio.run_coroutine_threadsafe(self._count_all(front_ends), self._loop)
             try:
                 counting.result(_COUNT_TIMEOUT_S)
-            except FutureTimeoutError:
+            except TimeoutError:
                 counting.cancel()
         for front_end in front_ends:
             add(total, front_end.counted)
@@ -126,18 +129,18 @@ class FrontEnds:
     def _now(self) -> list[_FrontEnd]:
         return [front_end for front_end in self._running if front_end is not None]
 
-    async def _start_one(self, place: int) -> _FrontEnd:
+    async def _start_one(self, place: int) -> None:
         """
         Raises:
             ConfigError: it cannot listen.
+            RequestError: it ended.
         """
         assert self._port is not None
-        front_end = await _FrontEnd.start(self._config, self._embeddings, self._door)
+        front_end = await _FrontEnd.start(self._embeddings, self._door)
         self._running[place] = front_end
         await front_end.begin(self._config, self._port.getsockname()[1])
         if self._arena is not None and self._loaded is not None:
             await front_end.open(self._config, self._arena, self._loaded)
-        return front_end
 
     async def _keep(self, place: int) -> None:
         """Starts another whenever one ends."""
@@ -163,7 +166,9 @@ class FrontEnds:
                 await self._start_one(place)
             except (ConfigError, RequestError, OSError) as error:
                 logger.error("a front end did not start: %s", error)
-                self._running[place] = None
+                if (begun := self._running[place]) is not None:
+                    self._running[place] = None
+                    await begun.stop(at_once=True)
 
     async def _pass_on(self, hurry: asyncio.Event) -> None:
         await hurry.wait()
@@ -185,7 +190,7 @@ class _FrontEnd:
         self._guest: Guest | None = None
 
     @classmethod
-    async def start(cls, config: Config, embeddings: int, door: int) -> _FrontEnd:
+    async def start(cls, embeddings: int, door: int) -> _FrontEnd:
         ours, theirs = socket.socketpair()
         images = new_shared_file("encoder-svc-images")
         passed = (theirs.fileno(), embeddings, images, door)

@@ -78,7 +78,8 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     running = asyncio.create_task(server.run())
     while not server._is_open:
         await asyncio.sleep(0.01)
-        assert not running.done(), running.exception()
+        if running.done():
+            await running
     front_ends = server._entrance
     assert isinstance(front_ends, FrontEnds)
     assert front_ends._loaded is not None

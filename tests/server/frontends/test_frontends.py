@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from encoder_svc.client import AsyncEncoderClient, PixelValues
-from encoder_svc.errors import NotFoundError, OverloadedError, RequestError, UnavailableError
+from encoder_svc.errors import ConfigError, NotFoundError, OverloadedError, RequestError, UnavailableError
 from tests.server import in_process
 from tests.server.frontends.inside import Inside, serving
 
@@ -200,3 +200,12 @@ async def test_a_broken_device_is_told_in_every_front_end(tiny_checkpoint: Calla
         answers = await asyncio.gather(*calls, return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, RequestError)]
         assert {answer.reason for answer in failed} == {"DEVICE_BROKEN"}
+
+
+async def test_a_server_whose_front_ends_do_not_start_says_so(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(ConfigError, match="a front end did not start"):
+        async with serving(tiny_checkpoint("qwen2_vl")):
+            pass
