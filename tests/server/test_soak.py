@@ -88,29 +88,43 @@ class Caller:
         await self._client.encode([self._unique()], timeout_s=self._random.uniform(0.01, 0.3))
 
 
+def taken(server: psutil.Process) -> tuple[float, int, int]:
+    """Megabytes, threads and files of a server and its front ends. Memory that several share counts once."""
+    processes = [server, *server.children()]
+    return (
+        sum(process.memory_full_info().pss for process in processes) / 1e6,
+        sum(process.num_threads() for process in processes),
+        sum(process.num_fds() for process in processes),
+    )
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(DURATION_S + 300)
-async def test_ten_minutes_leave_nothing_behind(tiny_checkpoint: Callable[[str], Path], photos: list[Path]) -> None:
+@pytest.mark.parametrize("front_ends", ["0", "2"])
+async def test_ten_minutes_leave_nothing_behind(
+    tiny_checkpoint: Callable[[str], Path], photos: list[Path], front_ends: str
+) -> None:
     options = ("--device", "cpu", "--cache-bytes", CACHE, "--max-queued-patches", "100000")
+    options += ("--frontend-processes", front_ends)
     with ServerProcess("--model", tiny_checkpoint("qwen2_5_vl"), *options) as server:
         process = psutil.Process(server.process.pid)
         ends_s = time.monotonic() + DURATION_S
         samples: list[tuple[float, int, int]] = []
-        async with AsyncEncoderClient(server.target) as client:
+        async with AsyncEncoderClient(server.target, connections=4) as client:
             known = [photo.read_bytes() for photo in photos]
             callers = [Caller(client, known, seed) for seed in range(1, NUM_CALLERS + 1)]
             running = asyncio.gather(*(caller.run(ends_s) for caller in callers))
             while time.monotonic() < ends_s:
-                samples.append((process.memory_info().rss / 1e6, process.num_threads(), process.num_fds()))
+                samples.append(taken(process))
                 await asyncio.sleep(1)
             await running
         exit_code = server.stop()
     table = np.array(samples)
     quarters = np.array_split(table, 4)
     for number, quarter in enumerate(quarters, start=1):
-        rss, threads, files = quarter.T
+        memory, threads, files = quarter.T
         print(
-            f"quarter {number}: RSS median {np.median(rss):.0f}, most {rss.max():.0f} MB; threads at most "
+            f"quarter {number}: memory median {np.median(memory):.0f}, most {memory.max():.0f} MB; threads at most "
             f"{threads.max():.0f}; files at most {files.max():.0f}"
         )
     seen = sum((caller.seen for caller in callers), Counter())
