@@ -51,6 +51,11 @@ class Guest:
         """The link over which its images are asked for."""
         self._link = link
 
+    @property
+    def num_requests(self) -> int:
+        """Those that run."""
+        return len(self._requests)
+
     def leave(self) -> None:
         """The front end is gone, and so is whoever asked it."""
         for request in self._requests.values():

@@ -120,7 +120,9 @@ class Link(asyncio.Protocol):
             if (number := message.get("ask")) is None:
                 handler(**fields)
             else:
-                self._answering[number] = asyncio.create_task(self._answer(number, handler, fields))
+                answering = self._answering[number] = asyncio.create_task(self._answer(number, handler, fields))
+                # Also of one that is cancelled before it has begun.
+                answering.add_done_callback(lambda _: self._answering.pop(number, None))
         elif "cancel" in message:
             if task := self._answering.get(message["cancel"]):
                 task.cancel()
@@ -139,8 +141,6 @@ class Link(asyncio.Protocol):
         except Exception:
             logger.exception("a question of another process failed")
             answer = {"error": [Reason.INTERNAL, "The server failed on this image.", None]}
-        finally:
-            self._answering.pop(number, None)
         self._send({"to": number, **answer})
 
 

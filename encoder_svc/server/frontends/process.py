@@ -58,6 +58,7 @@ class _FrontEnd:
         self._hurry = asyncio.Event()
         self._handlers: dict[str, Handler] = {
             "begin": self._begin,
+            "alive": self._alive,
             "open": self._open,
             "count": self._count,
             "drain": self._drain,
@@ -116,6 +117,9 @@ class _FrontEnd:
         self._metrics.read_at_scrape(decoded_gauges(self._pipeline.decoded))
         spare_what_is_loaded()
         await self._front.open(self._pipeline)
+
+    async def _alive(self) -> None:
+        """That this is answered says it."""
 
     async def _count(self) -> list[list[Any]]:
         return portable(self._metrics.registry)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sys
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# One that ends sooner did not get to work; so many in a row, and none will.
+# One that ends sooner did not get to work; so many in a row, and it is no use.
 _YOUNG_S: Final = 10.0
 _MAX_YOUNG: Final = 3
 _PAUSE_S: Final = 0.5
+_MAX_PAUSE_S: Final = 30.0
+# Every so often it is asked whether it lives, and must say so within twice as long again.
+_ALIVE_S: Final = 10.0
 _COUNT_TIMEOUT_S: Final = 2.0
-_FAREWELL_S: Final = 5.0
+# To end calls, and itself.
+_FAREWELL_S: Final = 10.0
 # Of the arena: what holes between blocks may take.
 _HOLES: Final = 1.25
 # float32.
@@ -88,18 +94,21 @@ class FrontEnds:
         self._arena = Arena(self._embeddings, _embedding_bytes(self._config, loaded))
         loaded.core.admission.on_change = self._sign.write
         self._loaded = loaded
-        await asyncio.gather(*(front_end.open(self._config, self._arena, loaded) for front_end in self._now()))
+        begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others will find it loaded
+        opening = (front_end.open(self._config, self._arena, loaded) for front_end in begun)
+        for error in await asyncio.gather(*opening, return_exceptions=True):
+            if isinstance(error, RequestError):
+                logger.error("a front end ended while it opened; another is started")
+            elif error is not None:
+                raise error
 
     async def until_failed(self) -> None:
         await self._failed.wait()
 
     async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
         self._ending = True
-        hurrying = asyncio.create_task(self._pass_on(hurry))
-        drained = (front_end.drain(refusal, self._config.drain_s) for front_end in self._now())
-        num_cut_short = sum(await asyncio.gather(*drained))
-        hurrying.cancel()
-        return num_cut_short
+        drained = (front_end.drain(refusal, self._config.drain_s, hurry) for front_end in self._now())
+        return sum(await asyncio.gather(*drained))
 
     async def stop(self, *, at_once: bool = False) -> None:
         self._ending = True
@@ -148,20 +157,20 @@ class FrontEnds:
         while not self._ending:
             front_end, since_s = self._running[place], clock()
             if front_end is not None:
-                await front_end.ended.wait()
+                await front_end.until_ended()
                 if self._ending:
                     return
                 logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
                 self._running[place] = None
                 add(self._gone, what_only_grows(front_end.counted))
             num_young = num_young + 1 if clock() - since_s < _YOUNG_S else 0
-            if num_young > _MAX_YOUNG:
+            if num_young >= _MAX_YOUNG and not any(other.is_grown for other in self._now()):
                 logger.critical("front ends end as soon as they are started")
                 self.has_failed = True
                 self._failed.set()
                 return
             self.num_restarts += 1
-            await asyncio.sleep(_PAUSE_S * num_young)
+            await asyncio.sleep(min(_PAUSE_S * (2**num_young - 1), _MAX_PAUSE_S))
             try:
                 await self._start_one(place)
             except (ConfigError, RequestError, OSError) as error:
@@ -170,17 +179,18 @@ class FrontEnds:
                     self._running[place] = None
                     await begun.stop(at_once=True)
 
-    async def _pass_on(self, hurry: asyncio.Event) -> None:
-        await hurry.wait()
-        for front_end in self._now():
-            front_end.hurry()
-
 
 class _FrontEnd:
-    """One process, from here."""
+    """One process, from here.
+
+    Attributes:
+        has_begun: it listens.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, images: int) -> None:
         self.pid = process.pid
+        self.has_begun = False
+        self._opened_s = math.inf
         self.ended = asyncio.Event()
         self.counted: Counted = {}
         self._process = process
@@ -213,8 +223,33 @@ class _FrontEnd:
         refusal = await self._ask("begin", config=asdict(config), port=port)
         if refusal is not None:
             raise ConfigError(refusal)
+        self.has_begun = True
+
+    @property
+    def is_grown(self) -> bool:
+        """Whether it has served for a while."""
+        return not self.ended.is_set() and time.monotonic() - self._opened_s >= _YOUNG_S
+
+    async def until_ended(self) -> None:
+        """Returns once it is gone. One that hangs is ended."""
+        while not self.ended.is_set():
+            ended = asyncio.create_task(self.ended.wait())
+            asking: asyncio.Task[Any] | None = None
+            try:
+                await asyncio.wait([ended], timeout=_ALIVE_S)
+                asking = asyncio.create_task(self._ask("alive"))
+                for _ in range(2):  # the first time too much may have stood still, this process too
+                    await asyncio.wait([ended, asking], timeout=_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done() and not asking.done():
+                    logger.error("a front end (process %d) hangs and is ended", self.pid)
+                    self._process.kill()
+                    await self.ended.wait()
+            finally:
+                await _cancel(ended, asking)
 
     async def open(self, config: Config, embeddings: Arena, loaded: Loaded) -> None:
+        if self._guest is not None:
+            return  # it began while the model was loaded, and was asked already
         image_bytes = _image_bytes(config, loaded)
         os.ftruncate(self._images, image_bytes)
         assert self._link is not None
@@ -229,6 +264,7 @@ class _FrontEnd:
             input_processor=facts.input_processor,
             image_bytes=image_bytes,
         )
+        self._opened_s = time.monotonic()
 
     async def count(self) -> None:
         try:
@@ -236,18 +272,25 @@ class _FrontEnd:
         except RequestError:
             return  # it just ended; what it last said stays
 
-    async def drain(self, refusal: RequestError, seconds: float) -> int:
-        try:
-            num_cut_short: int = await self._ask(
-                "drain", reason=refusal.reason, message=refusal.message, seconds=seconds
-            )
-        except RequestError:
-            return 0
-        return num_cut_short
-
-    def hurry(self) -> None:
+    async def drain(self, refusal: RequestError, seconds: float, hurry: asyncio.Event) -> int:
+        """See :meth:`FrontEnds.drain`. Of one that hangs all requests are cut short."""
         assert self._link is not None
-        self._link.tell("hurry")
+        asking = asyncio.create_task(
+            self._ask("drain", reason=refusal.reason, message=refusal.message, seconds=seconds)
+        )
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait([asking, hurrying], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if hurry.is_set():
+            self._link.tell("hurry")
+        await asyncio.wait([asking], timeout=_FAREWELL_S)
+        if asking.done() and not asking.cancelled() and asking.exception() is None:
+            num_cut_short: int = asking.result()
+        else:
+            num_cut_short = 0 if self._guest is None else self._guest.num_requests
+            if self._process.returncode is None:
+                self._process.kill()
+        await _cancel(asking, hurrying)
+        return num_cut_short
 
     async def stop(self, *, at_once: bool) -> None:
         assert self._link is not None
@@ -287,3 +330,11 @@ def _image_bytes(config: Config, loaded: Loaded) -> int:
     pixel_values = config.max_request_patches * settings.patch_dim * _MAX_VALUE_BYTES
     largest = max(pixel_values, config.max_image_pixels * settings.channels)
     return config.max_decoded_bytes + largest
+
+
+async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
+    """Ends tasks whose outcome nobody wants."""
+    left = [task for task in tasks if task is not None]
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

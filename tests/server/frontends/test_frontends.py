@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,8 @@ from prometheus_client import generate_latest
 
 from encoder_svc.client import AsyncEncoderClient, PixelValues
 from encoder_svc.errors import ConfigError, NotFoundError, OverloadedError, RequestError, UnavailableError
+from encoder_svc.server.frontends.supervisor import FrontEnds
+from encoder_svc.server.loading import Loader
 from tests.server import in_process
 from tests.server.frontends.inside import Inside, serving
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from encoder_svc.client import ImageInput
+    from encoder_svc.server.loading import Loaded
 
 # Calls take turns on so many connections, which the system deals out among the front ends.
 CONNECTIONS = 12
@@ -209,3 +212,73 @@ async def test_a_server_whose_front_ends_do_not_start_says_so(
     with pytest.raises(ConfigError, match="a front end did not start"):
         async with serving(tiny_checkpoint("qwen2_vl")):
             pass
+
+
+async def test_one_that_hangs_is_ended_and_another_takes_its_place(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._ALIVE_S", 0.5)
+    before = inside.pids()
+    os.kill(before[0], signal.SIGSTOP)
+    while before[0] in inside.pids() or len(inside.pids()) < 2:
+        await asyncio.sleep(0.1)
+    assert before[1] in inside.pids()
+    async with client_of(inside) as client:
+        await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
+
+
+async def test_a_drain_does_not_wait_for_one_that_hangs(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._FAREWELL_S", 0.5)
+    async with serving(tiny_checkpoint("qwen2_vl"), drain_s=0.5) as inside:
+        for pid in inside.pids():
+            os.kill(pid, signal.SIGSTOP)
+        began_s = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began_s < 10
+
+
+async def test_one_that_cannot_be_replaced_leaves_the_others_at_work(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._YOUNG_S", 0.2)
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._PAUSE_S", 0.01)
+    await asyncio.sleep(0.3)
+    with monkeypatch.context() as broken:
+        broken.setattr("sys.executable", "/bin/false")
+        os.kill(inside.pids()[0], signal.SIGKILL)
+        while inside.front_ends.num_restarts < 5:
+            await asyncio.sleep(0.02)
+    assert not inside.front_ends.has_failed
+    async with AsyncEncoderClient(inside.target, timeout_s=30) as client:
+        await client.encode([noise(60, 60)])
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6])
+async def test_one_that_ends_while_the_model_loads_is_replaced(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, after_s: float
+) -> None:
+    load = Loader.load
+
+    async def killing(loader: Loader, *arguments: Any) -> Loaded:
+        loaded = await load(loader, *arguments)
+        [front_ends] = started
+        os.kill(front_ends._now()[0].pid, signal.SIGKILL)
+        await asyncio.sleep(after_s)
+        return loaded
+
+    started: list[FrontEnds] = []
+    start = FrontEnds.start
+
+    async def starting(front_ends: FrontEnds) -> int:
+        started.append(front_ends)
+        return await start(front_ends)
+
+    monkeypatch.setattr(Loader, "load", killing)
+    monkeypatch.setattr(FrontEnds, "start", starting)
+    async with serving(tiny_checkpoint("qwen2_vl")) as inside:
+        while len(inside.pids()) < 2 or not all(one._opened_s < 1e9 for one in inside.front_ends._now()):
+            await asyncio.sleep(0.05)
+        async with client_of(inside) as client:
+            await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
+        await inside.until_idle()

@@ -135,3 +135,14 @@ async def test_the_end_of_one_side_ends_what_the_other_waits_for(link: Link, oth
 async def test_the_end_is_told_once(link: Link, other: Other) -> None:
     link.close()
     await asyncio.wait_for(other.lost.wait(), 5)
+
+
+async def test_nothing_is_kept_of_what_was_cancelled_before_it_began(link: Link, other: Other) -> None:
+    asking = [asyncio.create_task(link.ask("hang")) for _ in range(100)]
+    await asyncio.sleep(0)
+    for task in asking:
+        task.cancel()  # in the same breath: the other side reads both at once
+    await asyncio.gather(*asking, return_exceptions=True)
+    await link.ask("echo", value=0)
+    assert other.link is not None
+    assert not other.link._answering
