@@ -4,46 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
-import socket
-import sys
-import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import ConfigError, RequestError
-from encoder_svc.observability.merge import Counted, add, counted, what_only_grows
+from encoder_svc.observability.merge import Counted, add, what_only_grows
 from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
+from encoder_svc.server.frontends.child import MAX_VALUE_BYTES, YOUNG_S, FrontEnd
 from encoder_svc.server.frontends.door import DoorSign
-from encoder_svc.server.frontends.host import Guest
-from encoder_svc.server.frontends.link import Link
-from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
+from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
+    import socket
+
     from encoder_svc.config import Config
     from encoder_svc.observability.request import Observer
-    from encoder_svc.server.frontends.link import Handler
     from encoder_svc.server.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
-# One that ends sooner did not get to work; so many in a row, and it is no use.
-_YOUNG_S: Final = 10.0
+# So many in a row that end young, and it is no use.
 _MAX_YOUNG: Final = 3
 _PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
-# Every so often it is asked whether it lives, and must say so within twice as long again.
-_ALIVE_S: Final = 10.0
 _COUNT_TIMEOUT_S: Final = 2.0
-# To end calls, and itself.
-_FAREWELL_S: Final = 10.0
 # Of the arena: what holes between blocks may take.
 _HOLES: Final = 1.25
-# float32.
-_MAX_VALUE_BYTES: Final = 4
 
 
 class FrontEnds:
@@ -59,7 +46,7 @@ class FrontEnds:
         self._arena: Arena | None = None
         self._loaded: Loaded | None = None
         self._port: socket.socket | None = None
-        self._running: list[_FrontEnd | None] = [None] * config.frontend_processes
+        self._running: list[FrontEnd | None] = [None] * config.frontend_processes
         self._keepers: list[asyncio.Task[None]] = []
         self._ending = False
         self._gone: Counted = {}
@@ -132,10 +119,10 @@ class FrontEnds:
             add(total, front_end.counted)
         return total
 
-    async def _count_all(self, front_ends: list[_FrontEnd]) -> None:
+    async def _count_all(self, front_ends: list[FrontEnd]) -> None:
         await asyncio.gather(*(front_end.count() for front_end in front_ends))
 
-    def _now(self) -> list[_FrontEnd]:
+    def _now(self) -> list[FrontEnd]:
         return [front_end for front_end in self._running if front_end is not None]
 
     async def _start_one(self, place: int) -> None:
@@ -145,7 +132,7 @@ class FrontEnds:
             RequestError: it ended.
         """
         assert self._port is not None
-        front_end = await _FrontEnd.start(self._embeddings, self._door)
+        front_end = await FrontEnd.start(self._embeddings, self._door)
         self._running[place] = front_end
         await front_end.begin(self._config, self._port.getsockname()[1])
         if self._arena is not None and self._loaded is not None:
@@ -163,7 +150,8 @@ class FrontEnds:
                 logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
                 self._running[place] = None
                 add(self._gone, what_only_grows(front_end.counted))
-            num_young = num_young + 1 if clock() - since_s < _YOUNG_S else 0
+                await front_end.leave_none_behind()
+            num_young = num_young + 1 if clock() - since_s < YOUNG_S else 0
             if num_young >= _MAX_YOUNG and not any(other.is_grown for other in self._now()):
                 logger.critical("front ends end as soon as they are started")
                 self.has_failed = True
@@ -180,161 +168,10 @@ class FrontEnds:
                     await begun.stop(at_once=True)
 
 
-class _FrontEnd:
-    """One process, from here.
-
-    Attributes:
-        has_begun: it listens.
-    """
-
-    def __init__(self, process: asyncio.subprocess.Process, images: int) -> None:
-        self.pid = process.pid
-        self.has_begun = False
-        self._opened_s = math.inf
-        self.ended = asyncio.Event()
-        self.counted: Counted = {}
-        self._process = process
-        self._images = images
-        self._handlers: dict[str, Handler] = {}
-        self._link: Link | None = None
-        self._guest: Guest | None = None
-
-    @classmethod
-    async def start(cls, embeddings: int, door: int) -> _FrontEnd:
-        ours, theirs = socket.socketpair()
-        images = new_shared_file("encoder-svc-images")
-        passed = (theirs.fileno(), embeddings, images, door)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "encoder_svc.server.frontends", *map(str, passed)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=passed,
-                start_new_session=True,  # a terminal's signals are for this process, which tells the others
-            )
-        front_end = cls(process, images)
-        front_end._link = await Link.over(ours, front_end._handlers, front_end._lost)
-        return front_end
-
-    async def begin(self, config: Config, port: int) -> None:
-        """
-        Raises:
-            ConfigError: it cannot listen.
-        """
-        refusal = await self._ask("begin", config=asdict(config), port=port)
-        if refusal is not None:
-            raise ConfigError(refusal)
-        self.has_begun = True
-
-    @property
-    def is_grown(self) -> bool:
-        """Whether it has served for a while."""
-        return not self.ended.is_set() and time.monotonic() - self._opened_s >= _YOUNG_S
-
-    async def until_ended(self) -> None:
-        """Returns once it is gone. One that hangs is ended."""
-        while not self.ended.is_set():
-            ended = asyncio.create_task(self.ended.wait())
-            asking: asyncio.Task[Any] | None = None
-            try:
-                await asyncio.wait([ended], timeout=_ALIVE_S)
-                asking = asyncio.create_task(self._ask("alive"))
-                for _ in range(2):  # the first time too much may have stood still, this process too
-                    await asyncio.wait([ended, asking], timeout=_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-                if not ended.done() and not asking.done():
-                    logger.error("a front end (process %d) hangs and is ended", self.pid)
-                    self._process.kill()
-                    await self.ended.wait()
-            finally:
-                await _cancel(ended, asking)
-
-    async def open(self, config: Config, embeddings: Arena, loaded: Loaded) -> None:
-        if self._guest is not None:
-            return  # it began while the model was loaded, and was asked already
-        image_bytes = _image_bytes(config, loaded)
-        os.ftruncate(self._images, image_bytes)
-        assert self._link is not None
-        self._guest = Guest(loaded.core, embeddings, ArenaView(self._images, writable=True))
-        self._guest.meet(self._link)
-        self._handlers.update(self._guest.handlers())
-        facts = loaded.facts
-        await self._ask(
-            "open",
-            info=facts.info.SerializeToString().hex(),
-            settings=asdict(facts.settings),
-            input_processor=facts.input_processor,
-            image_bytes=image_bytes,
-        )
-        self._opened_s = time.monotonic()
-
-    async def count(self) -> None:
-        try:
-            self.counted = counted(await self._ask("count"))
-        except RequestError:
-            return  # it just ended; what it last said stays
-
-    async def drain(self, refusal: RequestError, seconds: float, hurry: asyncio.Event) -> int:
-        """See :meth:`FrontEnds.drain`. Of one that hangs all requests are cut short."""
-        assert self._link is not None
-        asking = asyncio.create_task(
-            self._ask("drain", reason=refusal.reason, message=refusal.message, seconds=seconds)
-        )
-        hurrying = asyncio.create_task(hurry.wait())
-        await asyncio.wait([asking, hurrying], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if hurry.is_set():
-            self._link.tell("hurry")
-        await asyncio.wait([asking], timeout=_FAREWELL_S)
-        if asking.done() and not asking.cancelled() and asking.exception() is None:
-            num_cut_short: int = asking.result()
-        else:
-            num_cut_short = 0 if self._guest is None else self._guest.num_requests
-            if self._process.returncode is None:
-                self._process.kill()
-        await _cancel(asking, hurrying)
-        return num_cut_short
-
-    async def stop(self, *, at_once: bool) -> None:
-        assert self._link is not None
-        try:
-            async with asyncio.timeout(_FAREWELL_S):
-                await self._ask("stop", at_once=at_once)
-                self._link.close()
-                await self._process.wait()
-        except (TimeoutError, RequestError):
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-
-    async def _ask(self, what: str, **fields: Any) -> Any:
-        assert self._link is not None
-        return await self._link.ask(what, **fields)
-
-    def _lost(self) -> None:
-        if self._guest is not None:
-            self._guest.leave()
-        os.close(self._images)
-        self.ended.set()
-
-
 def _embedding_bytes(config: Config, loaded: Loaded) -> int:
     """Room for all that may be kept, retained, or pending. Most of it is never touched, and takes no memory."""
     info = loaded.facts.info
-    value_bytes = _MAX_VALUE_BYTES if info.dtype == encoder_pb2.DTYPE_FLOAT32 else 2
+    value_bytes = MAX_VALUE_BYTES if info.dtype == encoder_pb2.DTYPE_FLOAT32 else 2
     patch_bytes = info.width * value_bytes // info.spatial_merge_size**2
     pending = (config.max_queued_patches + config.max_request_patches) * patch_bytes
     return round((config.cache_bytes + config.max_leased_bytes + pending) * _HOLES)
-
-
-def _image_bytes(config: Config, loaded: Loaded) -> int:
-    """Room for the images of one front end that wait for the device: ``max_decoded_bytes``, and the largest of all."""
-    settings = loaded.facts.settings
-    pixel_values = config.max_request_patches * settings.patch_dim * _MAX_VALUE_BYTES
-    largest = max(pixel_values, config.max_image_pixels * settings.channels)
-    return config.max_decoded_bytes + largest
-
-
-async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
-    """Ends tasks whose outcome nobody wants."""
-    left = [task for task in tasks if task is not None]
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)

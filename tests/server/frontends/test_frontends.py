@@ -217,7 +217,7 @@ async def test_a_server_whose_front_ends_do_not_start_says_so(
 async def test_one_that_hangs_is_ended_and_another_takes_its_place(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._ALIVE_S", 0.5)
+    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 0.5)
     before = inside.pids()
     os.kill(before[0], signal.SIGSTOP)
     while before[0] in inside.pids() or len(inside.pids()) < 2:
@@ -230,7 +230,7 @@ async def test_one_that_hangs_is_ended_and_another_takes_its_place(
 async def test_a_drain_does_not_wait_for_one_that_hangs(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._FAREWELL_S", 0.5)
+    monkeypatch.setattr("encoder_svc.server.frontends.child._FAREWELL_S", 0.5)
     async with serving(tiny_checkpoint("qwen2_vl"), drain_s=0.5) as inside:
         for pid in inside.pids():
             os.kill(pid, signal.SIGSTOP)
@@ -241,7 +241,8 @@ async def test_a_drain_does_not_wait_for_one_that_hangs(
 async def test_one_that_cannot_be_replaced_leaves_the_others_at_work(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._YOUNG_S", 0.2)
+    monkeypatch.setattr("encoder_svc.server.frontends.child.YOUNG_S", 0.2)
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor.YOUNG_S", 0.2)
     monkeypatch.setattr("encoder_svc.server.frontends.supervisor._PAUSE_S", 0.01)
     await asyncio.sleep(0.3)
     with monkeypatch.context() as broken:
