@@ -69,7 +69,12 @@ class FrontEnd:
                 start_new_session=True,  # a terminal's signals are for this process, which tells the others
             )
         front_end = cls(process, images)
-        front_end._link = await Link.over(ours, front_end._handlers, front_end._lost)
+        try:
+            front_end._link = await Link.over(ours, front_end._handlers, front_end._lost)
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
         return front_end
 
     async def begin(self, config: Config, port: int) -> None:

@@ -48,6 +48,7 @@ class FrontEnds:
         self._port: socket.socket | None = None
         self._running: list[FrontEnd | None] = [None] * config.frontend_processes
         self._keepers: list[asyncio.Task[None]] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         self._ending = False
         self._gone: Counted = {}
         self._failed = asyncio.Event()
@@ -93,17 +94,21 @@ class FrontEnds:
         await self._failed.wait()
 
     async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
-        self._ending = True
+        await self._start_no_more()
         drained = (front_end.drain(refusal, self._config.drain_s, hurry) for front_end in self._now())
         return sum(await asyncio.gather(*drained))
 
     async def stop(self, *, at_once: bool = False) -> None:
-        self._ending = True
-        await asyncio.gather(*(front_end.stop(at_once=at_once) for front_end in self._now()))
-        for keeper in self._keepers:
-            keeper.cancel()
+        await self._start_no_more()
+        await asyncio.gather(*(front_end.stop(at_once=at_once) for front_end in self._now()), *self._leaving)
         if self._port is not None:
             self._port.close()
+
+    async def _start_no_more(self) -> None:
+        self._ending = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
 
     def count(self) -> Counted:
         """What the front ends counted, those that are gone among them. In a scrape's thread."""
@@ -150,7 +155,10 @@ class FrontEnds:
                 logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
                 self._running[place] = None
                 add(self._gone, what_only_grows(front_end.counted))
-                await front_end.leave_none_behind()
+                leaving = asyncio.create_task(front_end.leave_none_behind())
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+                await asyncio.shield(leaving)
             num_young = num_young + 1 if clock() - since_s < YOUNG_S else 0
             if num_young >= _MAX_YOUNG and not any(other.is_grown for other in self._now()):
                 logger.critical("front ends end as soon as they are started")
