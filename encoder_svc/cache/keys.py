@@ -6,11 +6,13 @@ Fields are length-prefixed, so that no two different lists of fields run togethe
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+KEY_DIGITS: Final = 64
+"""Of every key."""
 _DOMAIN = b"encoder-svc/content-key/1"
 
 
@@ -27,7 +29,7 @@ class ContentKeys:
         _update(self._prefix, (_DOMAIN, config_hash.encode(), processor_hash.encode()))
 
     def key(self, image_fields: Iterable[bytes]) -> str:
-        """64 hex digits. ``image_fields`` say what the image is: its kind, its shape, its bytes."""
+        """:data:`KEY_DIGITS` hex digits. ``image_fields`` say what the image is: its kind, its shape, its bytes."""
         digest = self._prefix.copy()
         _update(digest, image_fields)
         return digest.hexdigest()

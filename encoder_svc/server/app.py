@@ -17,7 +17,7 @@ from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
 from encoder_svc.config import platform_switches
-from encoder_svc.errors import Reason, request_error
+from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
@@ -212,6 +212,8 @@ class Server:
 def _entrance(config: Config, observer: Observer) -> Entrance:
     if not config.frontend_processes:
         return InProcess(config, observer)
+    if not hasattr(os, "memfd_create"):
+        raise ConfigError("--frontend-processes needs memory that processes share, as Linux has it.")
     from encoder_svc.server.frontends.supervisor import FrontEnds
 
     return FrontEnds(config, observer)

@@ -81,7 +81,7 @@ class Pipeline:
         header_threads: ThreadPoolExecutor,
         image_threads: ThreadPoolExecutor,
         decodes_per_request: int,
-        place: Callable[[EncoderImage], EncoderImage] = lambda image: image,
+        place: Callable[[EncoderImage], EncoderImage],
     ) -> None:
         self.core = core
         self.info = info

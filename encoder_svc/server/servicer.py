@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc.cache.keys import KEY_DIGITS
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
 from encoder_svc.observability.stages import Stages
@@ -125,8 +126,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
 
         async def work(_: RequestRecord) -> encoder_pb2.ReleaseEmbeddingsResponse:
             pipeline = self._opened()
-            keys = received.message.keys
-            pipeline.processor.limits.check_num_images(len(keys))
+            pipeline.processor.limits.check_num_images(len(received.message.keys))
+            keys = [key for key in received.message.keys if len(key) <= KEY_DIGITS]
             return encoder_pb2.ReleaseEmbeddingsResponse(num_released=await pipeline.core.release(keys))
 
         return await self._calls.answered("ReleaseEmbeddings", "", context, work)
@@ -190,6 +191,8 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
         for index, key in enumerate(request.keys):
             async with AsyncExitStack() as held:
                 try:
+                    if len(key) > KEY_DIGITS:  # nobody else is troubled with what is no key
+                        raise request_error(Reason.KEY_UNKNOWN, f"A key has {KEY_DIGITS} hex digits.")
                     embeddings = await held.enter_async_context(pipeline.core.fetch(key))
                 except RequestError as error:
                     await answer.failure(index, error)

@@ -32,6 +32,22 @@ class Inside:
     core: LocalCore
 
 
+def pending(core: LocalCore) -> dict[str, int]:
+    """What is in work where the device is."""
+    admission, engine = core.admission, core.engine
+    return {
+        "requests": admission.num_requests,
+        "images": admission.pending_images,
+        "bytes": admission.pending_bytes,
+        "patches": admission.pending_patches,
+        "expected": admission.expected_patches,
+        "queued": engine.queued_images,
+        "queued patches": engine.queued_patches,
+        "flights": len(core.flights),
+        "batches": len(engine._batches),
+    }
+
+
 @asynccontextmanager
 async def serving(model: Path, *, exit_code: int = 0, **options: object) -> AsyncIterator[tuple[Inside, str]]:
     """The inside of a server that takes requests, and its target. On the CPU, without a cache.

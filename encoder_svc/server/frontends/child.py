@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from encoder_svc.errors import ConfigError, Reason, RequestError, request_error
+from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.observability.merge import Counted, counted
-from encoder_svc.server.frontends.host import Guest
+from encoder_svc.server.frontends.guest import Guest
 from encoder_svc.server.frontends.link import Link
 from encoder_svc.transport.arena import ArenaView, new_shared_file
 
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 YOUNG_S: Final = 10.0
 """One that ends sooner did not get to work."""
-MAX_VALUE_BYTES: Final = 4
-"""Of float32, the widest there is."""
 
 # Every so often it is asked whether it lives, and must say so within twice as long again.
 _ALIVE_S: Final = 10.0
@@ -109,6 +108,11 @@ class FrontEnd:
             finally:
                 await _cancel(ended, asking)
 
+    def end(self) -> None:
+        """At once, and its calls with it."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def leave_none_behind(self) -> None:
         """Waits for the end of a process whose link has ended, and brings it about."""
         try:
@@ -165,8 +169,7 @@ class FrontEnd:
             num_cut_short: int = asking.result()
         else:
             num_cut_short = 0 if self._guest is None else self._guest.num_requests
-            if self._process.returncode is None:
-                self._process.kill()
+            self.end()
         await _cancel(asking, hurrying)
         return num_cut_short
 
@@ -178,8 +181,7 @@ class FrontEnd:
                 self._link.close()
                 await self._process.wait()
         except (TimeoutError, RequestError):
-            if self._process.returncode is None:
-                self._process.kill()
+            self.end()
             await self._process.wait()
 
     async def _ask(self, what: str, **fields: Any) -> Any:
@@ -196,7 +198,9 @@ class FrontEnd:
 def _image_bytes(config: Config, loaded: Loaded) -> int:
     """Room for the images of one front end that wait for the device: ``max_decoded_bytes``, and the largest of all."""
     settings = loaded.facts.settings
-    pixel_values = config.max_request_patches * settings.patch_dim * MAX_VALUE_BYTES
+    pixel_values = (
+        config.max_request_patches * settings.patch_dim * max(dtype.itemsize for dtype in PIXEL_VALUE_DTYPES.values())
+    )
     largest = max(pixel_values, config.max_image_pixels * settings.channels)
     return config.max_decoded_bytes + largest
 

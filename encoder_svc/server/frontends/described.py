@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-import ml_dtypes
 import numpy as np
 
+from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.images.types import DecodedImage, EncoderImage, GridThw, ProcessedImage
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.core import Decoded, Embeddings, Encoded
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-_DTYPES: Final = {"uint8": np.uint8, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_DTYPES: Final = {"uint8": np.dtype(np.uint8), **PIXEL_VALUE_DTYPES}
 
 
 def array_of(image: EncoderImage) -> npt.NDArray[Any]:
@@ -50,7 +50,7 @@ def decoded_of(fields: dict[str, Any], view: Callable[[int, int], memoryview]) -
     Raises:
         ValueError: they are not there.
     """
-    dtype, shape = np.dtype(_DTYPES[fields["dtype"]]), fields["shape"]
+    dtype, shape = _DTYPES[fields["dtype"]], fields["shape"]
     data = view(fields["at"], int(np.prod(shape)) * dtype.itemsize)
     decode_s, resize_s, began_s, done_s = fields["times_s"]
     kind = DecodedImage if fields["pixels"] else ProcessedImage

@@ -36,7 +36,7 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._is_lost = False
-        self._received = b""
+        self._received: list[bytes] = []
         self._to_send: list[bytes] = []
         self._last_question = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -87,7 +87,11 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        *lines, self._received = (self._received + data).split(b"\n")
+        self._received.append(data)
+        if b"\n" not in data:
+            return
+        *lines, rest = b"".join(self._received).split(b"\n")
+        self._received = [rest]
         for line in lines:
             self._hear(json.loads(line))
 

@@ -6,13 +6,14 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import ConfigError, RequestError
+from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.observability.merge import Counted, add, what_only_grows
 from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
-from encoder_svc.server.frontends.child import MAX_VALUE_BYTES, YOUNG_S, FrontEnd
+from encoder_svc.server.frontends.child import YOUNG_S, FrontEnd
 from encoder_svc.server.frontends.door import DoorSign
+from encoder_svc.server.info import DTYPE_NAMES
 from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ class FrontEnds:
         self._loaded = loaded
         begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others will find it loaded
         opening = (front_end.open(self._config, self._arena, loaded) for front_end in begun)
-        for error in await asyncio.gather(*opening, return_exceptions=True):
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        for front_end, error in zip(begun, opened, strict=True):
             if isinstance(error, RequestError):
-                logger.error("a front end ended while it opened; another is started")
+                logger.error("a front end (process %d) did not open: %s", front_end.pid, error)
+                front_end.end()  # another is started
             elif error is not None:
                 raise error
 
@@ -166,7 +169,7 @@ class FrontEnds:
                 self._failed.set()
                 return
             self.num_restarts += 1
-            await asyncio.sleep(min(_PAUSE_S * (2**num_young - 1), _MAX_PAUSE_S))
+            await asyncio.sleep(min(_PAUSE_S * num_young**2, _MAX_PAUSE_S))
             try:
                 await self._start_one(place)
             except (ConfigError, RequestError, OSError) as error:
@@ -179,7 +182,7 @@ class FrontEnds:
 def _embedding_bytes(config: Config, loaded: Loaded) -> int:
     """Room for all that may be kept, retained, or pending. Most of it is never touched, and takes no memory."""
     info = loaded.facts.info
-    value_bytes = MAX_VALUE_BYTES if info.dtype == encoder_pb2.DTYPE_FLOAT32 else 2
+    value_bytes = PIXEL_VALUE_DTYPES[DTYPE_NAMES[info.dtype]].itemsize
     patch_bytes = info.width * value_bytes // info.spatial_merge_size**2
     pending = (config.max_queued_patches + config.max_request_patches) * patch_bytes
     return round((config.cache_bytes + config.max_leased_bytes + pending) * _HOLES)

@@ -14,6 +14,7 @@ from encoder_svc.observability.start import StartPhases
 from encoder_svc.server.app import Server
 from encoder_svc.server.frontends.supervisor import FrontEnds
 from encoder_svc.server.loading import Loader
+from tests.server.in_process import pending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,18 +38,10 @@ class Inside:
 
     def held(self) -> dict[str, int]:
         """What is in work or given out, everywhere that something can be."""
-        arena, admission, engine = self.front_ends._arena, self.core.admission, self.core.engine
+        arena = self.front_ends._arena
         assert arena is not None
         guests = [front_end._guest for front_end in self.front_ends._now()]
-        return {
-            "requests": admission.num_requests,
-            "images": admission.pending_images,
-            "bytes": admission.pending_bytes,
-            "patches": admission.pending_patches,
-            "expected": admission.expected_patches,
-            "queued": engine.queued_images,
-            "flights": len(self.core.flights),
-            "batches": len(engine._batches),
+        return pending(self.core) | {
             "embeddings": arena.taken_bytes - self.core.store.stats.cached_bytes - self.core.store.stats.leased_bytes,
             "read": sum(len(guest._read) for guest in guests if guest),
             "guests' requests": sum(len(guest._requests) for guest in guests if guest),

@@ -283,3 +283,11 @@ async def test_one_that_ends_while_the_model_loads_is_replaced(
         async with client_of(inside) as client:
             await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
         await inside.until_idle()
+
+
+async def test_what_is_no_key_troubles_no_other_process(inside: Inside) -> None:
+    async with client_of(inside) as client:
+        with pytest.raises(NotFoundError):
+            await client.fetch(["x" * 20_000_000])
+        assert await client.release(["x" * 20_000_000]) == 0
+    assert inside.core.engine.queued_images == 0
