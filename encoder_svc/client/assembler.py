@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
+from zlib_ng import zlib_ng
 
+from encoder_svc.client.received import Chunk
 from encoder_svc.client.types import DTYPES, EncodedImage, RetainedImage, StageTimings
 from encoder_svc.client.wire import CODE_NAMES, DTYPE_NAMES, same_fields
 from encoder_svc.errors import Reason, RequestError, request_error
@@ -14,9 +16,21 @@ from encoder_svc.errors import Reason, RequestError, request_error
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from encoder_svc._generated.encoder.v1 import encoder_pb2
 
 Result = EncodedImage | RetainedImage | RequestError
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """An image whose bytes come in: how many did, and their checksum so far."""
+
+    header: encoder_pb2.ItemHeader
+    data: npt.NDArray[np.uint8]
+    filled: int = 0
+    crc32: int = 0
 
 
 class Assembler:
@@ -29,20 +43,24 @@ class Assembler:
     def __init__(self, num_images: int, *, retained: bool = False) -> None:
         self._retained = retained
         self._waiting = set(range(num_images))
-        self._open: dict[int, tuple[encoder_pb2.ItemHeader, bytearray, int]] = {}
+        self._open: dict[int, _Arriving] = {}
         self.summary: encoder_pb2.Summary | None = None
 
-    def feed(self, response: encoder_pb2.EncodeImagesResponse) -> Result | None:
+    def feed(self, response: encoder_pb2.EncodeImagesResponse | Chunk) -> Result | None:
         """Takes one message; returns an image once it is complete, or its error.
 
         Raises:
             RequestError: PROTOCOL_ERROR or CHECKSUM_MISMATCH; the answer cannot be trusted.
         """
+        if isinstance(response, Chunk):
+            self._append(response)
+            return None
         match response.WhichOneof("event"):
             case "header":
                 self._begin(response.header)
             case "chunk":
-                self._append(response.chunk)
+                chunk = response.chunk
+                self._append(Chunk(chunk.index, chunk.offset, memoryview(chunk.data)))
             case "done":
                 return self._retain(response.done) if self._retained else self._complete(response.done)
             case "error":
@@ -71,26 +89,28 @@ class Assembler:
             raise _protocol_error(f"image {header.index}: the header's sizes contradict each other")
         if header.index not in self._waiting or header.index in self._open:
             raise _protocol_error(f"image {header.index}: an unexpected header")
-        self._open[header.index] = (header, bytearray(0 if self._retained else header.byte_length), 0)
+        data = np.empty(0 if self._retained else header.byte_length, np.uint8)
+        self._open[header.index] = _Arriving(header, data)
 
-    def _append(self, chunk: encoder_pb2.ItemChunk) -> None:
-        header, buffer, filled = self._opened(chunk.index)
-        data = chunk.data
-        if chunk.offset != filled or filled + len(data) > len(buffer):
+    def _append(self, chunk: Chunk) -> None:
+        image, end = self._opened(chunk.index), chunk.offset + len(chunk.data)
+        if chunk.offset != image.filled or end > len(image.data):
             raise _protocol_error(f"image {chunk.index}: a chunk that does not follow the one before")
-        buffer[filled : filled + len(data)] = data
-        self._open[chunk.index] = (header, buffer, filled + len(data))
+        image.data[image.filled : end] = np.frombuffer(chunk.data, np.uint8)
+        image.crc32 = zlib_ng.crc32(chunk.data, image.crc32)  # now, while it is in the cache
+        image.filled = end
 
     def _complete(self, done: encoder_pb2.ItemDone) -> EncodedImage:
-        header, buffer, filled = self._opened(done.index)
-        if filled != len(buffer):
-            raise _protocol_error(f"image {done.index}: {filled} of {len(buffer)} bytes arrived")
-        if zlib.crc32(buffer) != done.crc32:
+        image = self._opened(done.index)
+        header = image.header
+        if image.filled != len(image.data):
+            raise _protocol_error(f"image {done.index}: {image.filled} of {len(image.data)} bytes arrived")
+        if image.crc32 != done.crc32:
             raise request_error(
                 Reason.CHECKSUM_MISMATCH, "The embeddings were damaged on the way.", image_index=done.index
             )
         self._settle(done.index)
-        embeddings = np.frombuffer(buffer, DTYPES[DTYPE_NAMES[header.dtype]]).reshape(header.rows, header.width)
+        embeddings = image.data.view(DTYPES[DTYPE_NAMES[header.dtype]]).reshape(header.rows, header.width)
         return EncodedImage(
             index=done.index,
             embeddings=embeddings,
@@ -101,7 +121,7 @@ class Assembler:
         )
 
     def _retain(self, done: encoder_pb2.ItemDone) -> RetainedImage:
-        header, _, _ = self._opened(done.index)
+        header = self._opened(done.index).header
         self._settle(done.index)
         return RetainedImage(
             index=done.index,
@@ -114,7 +134,7 @@ class Assembler:
             timings=same_fields(StageTimings, done.timings),
         )
 
-    def _opened(self, index: int) -> tuple[encoder_pb2.ItemHeader, bytearray, int]:
+    def _opened(self, index: int) -> _Arriving:
         if index not in self._open:
             raise _protocol_error(f"image {index}: bytes before their header")
         return self._open[index]

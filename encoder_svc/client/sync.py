@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
 
-from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
+from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
+from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
@@ -69,7 +70,7 @@ class EncoderClient:
             else grpc.secure_channel(target, credentials, options=options)
             for _ in range(connections)
         ]
-        self._stub = cycle([encoder_pb2_grpc.EncoderStub(channel) for channel in self._channels]).__next__
+        self._stub = cycle([stub(channel) for channel in self._channels]).__next__
 
     def info(self, *, timeout_s: float | None = None) -> ModelInfo:
         """What the service serves.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from zlib_ng import zlib_ng
 
 from encoder_svc.errors import Reason, RequestError
 from encoder_svc.observability.stages import Stages
@@ -137,7 +138,7 @@ class LocalCore:
     def _owned_and_summed(self, data: memoryview) -> tuple[memoryview, int]:
         """Memory of the image's own, and its checksum."""
         owned = self._own(data)
-        return owned, zlib.crc32(owned)
+        return owned, zlib_ng.crc32(owned)
 
     async def expire_leases(self) -> None:
         """Frees leases that ran out, also while nobody calls. Runs until cancelled."""
