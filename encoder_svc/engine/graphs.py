@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from encoder_svc.attention.base import PackedSequences
+from encoder_svc.engine.builder import Scattered
 from encoder_svc.engine.pixels import Pixels
 from encoder_svc.images.types import GridThw
 
@@ -205,6 +206,8 @@ class Graphs:
         for segment in batch.segments:
             if isinstance(segment, Pixels):
                 pixels[row] = segment.to(self._tower.device)
+            elif isinstance(segment, Scattered):
+                segment.copy_to(patches_NK[row : row + len(segment)])
             else:
                 patches_NK[row : row + len(segment)] = segment
             row += len(segment)

@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     from encoder_svc.images.types import GridThw
 
 
-def split_by_image(
-    rows: torch.Tensor, finite: torch.Tensor, grids: Sequence[GridThw], merge_size: int
-) -> list[memoryview | None]:
-    """The bytes of each image's embeddings, None where they hold NaN or infinity: views of the batch's memory.
-
-    Whoever keeps one for longer than a moment copies it, for each keeps the whole batch's memory. Not copied here,
-    where the next batch may be waiting for this one's place.
+def split_by_image(rows: torch.Tensor, grids: Sequence[GridThw], merge_size: int) -> list[torch.Tensor]:
+    """Each image's rows, as views.
 
     Args:
-        rows: [rows of all images, width], on the host.
-        finite: bool [rows of all images].
+        rows: [rows of all images, ...], on any device.
     """
-    counts = [grid.num_rows(merge_size) for grid in grids]
-    parts = zip(rows.split(counts), finite.split(counts), strict=True)
-    return [_bytes_of(part) if bool(part_finite.all()) else None for part, part_finite in parts]
+    return [*rows.split([grid.num_rows(merge_size) for grid in grids])]
+
+
+def finite_bytes(rows: Sequence[torch.Tensor], finite: Sequence[torch.Tensor]) -> list[memoryview | None]:
+    """The bytes of each image's rows, sharing their memory; None where there is NaN or infinity.
+
+    Args:
+        rows: of each image [rows, width], on the host.
+        finite: bool [rows] of each image.
+    """
+    return [_bytes_of(part) if bool(its_finite.all()) else None for part, its_finite in zip(rows, finite, strict=True)]
 
 
 def _bytes_of(rows: torch.Tensor) -> memoryview:

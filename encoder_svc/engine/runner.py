@@ -16,15 +16,18 @@ import torch
 from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
 from encoder_svc.engine.gaps import LayerGaps
 from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
+from encoder_svc.engine.landing import Landing, lock_for_cuda
 from encoder_svc.engine.memory import measure, rehearse
+from encoder_svc.engine.outputs import finite_bytes, split_by_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from encoder_svc.engine.builder import Batch
     from encoder_svc.engine.memory import MemoryBudget
-    from encoder_svc.images.types import EncoderImage
+    from encoder_svc.images.types import EncoderImage, GridThw
     from encoder_svc.models.tower import VisionTower
+    from encoder_svc.transport.arena import Arena
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +41,8 @@ class BatchResult:
     """What came out of a batch.
 
     Attributes:
-        embeddings: the bytes of each image's [rows, width], of the tower's dtype, as views of the batch's memory; None
-            where they hold NaN or infinity.
+        embeddings: the bytes of each image's [rows, width], of the tower's dtype; None where they hold NaN or infinity.
+            They may be views of the batch's memory: see :meth:`DeviceRunner.land_in`.
         h2d_s, forward_s, d2h_s: of the whole batch.
         resize_s: of what came as pixels.
         build_s: to pack it on the host; split_s: to cut it into images.
@@ -112,7 +115,8 @@ class DeviceRunner:
         self._graphs: Graphs | None = None
         self._tower = tower
         self._build_batch = tower.workflow.load_input_builder()
-        self._split_by_image = tower.workflow.load_output_processor()
+        self._output_processor = tower.workflow.load_output_processor()
+        self._landing: Landing | None = None
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
         self.depth = 1 if self._lanes is None else 2
         self.gaps = LayerGaps(tower.encoder) if self._lanes is None else None
@@ -175,6 +179,11 @@ class DeviceRunner:
         graphs.capture(bucket_sizes(max_patches, merge_unit), stream, max_bytes=MAX_GRAPH_BYTES, max_s=MAX_CAPTURE_S)
         self._graphs = graphs
 
+    def land_in(self, arena: Arena) -> None:
+        """Has a GPU write embeddings into this arena by itself, as far as there is room that is page-locked."""
+        if self._lanes is not None:
+            self._landing = Landing(arena, lock_for_cuda)
+
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """See :class:`Runner`."""
         started_s = time.perf_counter()
@@ -224,20 +233,22 @@ class DeviceRunner:
         rows: torch.Tensor = self._tower.encoder(prepared.value.patches(), prepared.value.inputs)
         return rows
 
-    def _forward(self, prepared: PreparedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [rows, width], and which of them are finite [rows]."""
+    def _forward(self, prepared: PreparedBatch, grids: list[GridThw]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What is sent of each image, [rows, width], and which of the encoder's rows are finite [rows of all images].
+        On a GPU, of the current stream."""
         rows = self.rows(prepared)
-        return rows, rows.isfinite().all(dim=-1)
+        parts = self._output_processor(rows, grids, self._tower.settings.merge_size)
+        return parts, rows.isfinite().all(dim=-1)
 
     def _run_on_host(self, batch: Batch, build_s: float) -> Submitted:
         assert self.gaps is not None
         started_s = time.perf_counter()
         resized = self.resize(self.prepare(batch))
         resized_s, taken_s = time.perf_counter(), self.gaps.taken_s
-        rows, finite = self._forward(resized)
+        parts, finite = self._forward(resized, batch.grids)
         forward_s = time.perf_counter() - resized_s - (self.gaps.taken_s - taken_s)
         device_s = _DeviceTimes(resize_s=resized_s - started_s, forward_s=forward_s)
-        return _Finished(self._split(batch, rows, finite, device_s, build_s))
+        return _Finished(self._result(batch, parts, finite, device_s, build_s))
 
     def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(7)]
@@ -250,26 +261,36 @@ class DeviceRunner:
             marks[2].record()
             resized = self.resize(on_device)
             marks[3].record()
-            rows, finite = self._forward(resized)
+            parts, finite = self._forward(resized, batch.grids)
             marks[4].record()
         with torch.cuda.stream(lanes.d2h):
             lanes.d2h.wait_event(marks[4])
             marks[5].record()
-            outputs = [_to_pinned(rows), _to_pinned(finite)]
+            outputs = [self._to_host(part) for part in parts]
+            finite_on_host = _to_pinned(finite)
             marks[6].record()
         # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
-        return _InFlight(self, batch, build_s, on_device.padding_ratio, (on_device, rows, finite), outputs, marks)
+        kept = (on_device, parts, finite)
+        return _InFlight(self, batch, build_s, on_device.padding_ratio, kept, outputs, finite_on_host, marks)
 
-    def _split(
+    def _to_host(self, part: torch.Tensor) -> torch.Tensor:
+        """A copy of an image's rows in page-locked memory, on its way when this returns."""
+        block = None if self._landing is None else self._landing.take(part.nbytes)
+        if block is None:
+            return _to_pinned(part)
+        host = torch.frombuffer(block, dtype=part.dtype).view(part.shape)
+        return host.copy_(part, non_blocking=True)
+
+    def _result(
         self,
         batch: Batch,
-        rows: torch.Tensor,
+        parts: list[torch.Tensor],
         finite: torch.Tensor,
         device_s: _DeviceTimes,
         build_s: float,
     ) -> BatchResult:
         started_s = time.perf_counter()
-        embeddings = self._split_by_image(rows, finite, batch.grids, self._tower.settings.merge_size)
+        embeddings = finite_bytes(parts, split_by_image(finite, batch.grids, self._tower.settings.merge_size))
         return BatchResult(embeddings, **asdict(device_s), build_s=build_s, split_s=time.perf_counter() - started_s)
 
 
@@ -297,14 +318,14 @@ class _InFlight:
     padding_ratio: float
     kept: tuple[object, ...]
     outputs: list[torch.Tensor]
+    finite: torch.Tensor
     marks: list[torch.cuda.Event]
 
     def wait(self) -> BatchResult:
         self.marks[-1].synchronize()
         h2d_s, resize_s, forward_s, d2h_s = (self.marks[i].elapsed_time(self.marks[i + 1]) / 1e3 for i in (0, 2, 3, 5))
         device_s = _DeviceTimes(h2d_s=h2d_s, resize_s=resize_s, forward_s=forward_s, d2h_s=d2h_s)
-        rows, finite = self.outputs
-        result = self.runner._split(self.batch, rows, finite, device_s, self.build_s)
+        result = self.runner._result(self.batch, self.outputs, self.finite, device_s, self.build_s)
         return replace(result, padding_ratio=self.padding_ratio)
 
 

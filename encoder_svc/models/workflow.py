@@ -35,12 +35,10 @@ class InputBuilder(Protocol):
 
 
 class OutputProcessor(Protocol):
-    """Cuts a batch's rows into images, whose bytes may be views of them;
+    """Cuts a batch's rows into images, on the device: for each what is sent, [rows, width], views of them or not;
     :func:`encoder_svc.engine.outputs.split_by_image` is the default."""
 
-    def __call__(
-        self, rows: torch.Tensor, finite: torch.Tensor, grids: Sequence[GridThw], merge_size: int
-    ) -> list[memoryview | None]: ...
+    def __call__(self, rows: torch.Tensor, grids: Sequence[GridThw], merge_size: int) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

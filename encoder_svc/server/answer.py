@@ -7,10 +7,12 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from zlib_ng import zlib_ng
+
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.errors import Reason, request_error
 from encoder_svc.server.status import item_error
-from encoder_svc.transport.chunks import chunk_messages
+from encoder_svc.transport.chunks import CHUNK_BYTES, chunk_messages
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -75,15 +77,25 @@ class Answer:
             started_s = time.monotonic()
             stages = replace(stages, send_wait_s=started_s - ready_s)
             await self._write(header=self._header(index, key, embeddings))
-            for message in chunk_messages(index, embeddings.data) if with_data else ():
-                await self._send(message)
+            if with_data:
+                crc32 = await self._chunks(index, embeddings.data)
+            else:
+                crc32 = await asyncio.to_thread(zlib_ng.crc32, embeddings.data)
             timings = encoder_pb2.StageTimings(**asdict(replace(stages, send_s=time.monotonic() - started_s)))
-            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=embeddings.crc32, timings=timings))
+            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings))
             stages = replace(stages, send_s=time.monotonic() - started_s)
         num_rows, num_bytes = self._num_rows(embeddings), embeddings.nbytes if with_data else 0
         self.summary.num_rows += num_rows
         self.summary.num_bytes += num_bytes
         self._record.image_sent(index, outcome, stages, num_rows=num_rows, num_bytes=num_bytes)
+
+    async def _chunks(self, index: int, data: memoryview) -> int:
+        """Sends them, and returns their checksum: each is summed while it is in the cache."""
+        crc32 = 0
+        for at, message in zip(range(0, len(data), CHUNK_BYTES), chunk_messages(index, data), strict=True):
+            crc32 = zlib_ng.crc32(data[at : at + CHUNK_BYTES], crc32)
+            await self._send(message)
+        return crc32
 
     async def failure(self, index: int, error: RequestError) -> None:
         """One image's error."""

@@ -168,7 +168,7 @@ class Server:
 
     async def _load(self) -> Loaded | None:
         """The model; None if a signal came first."""
-        loading = asyncio.create_task(self._loader.load(self._entrance.own))
+        loading = asyncio.create_task(self._loader.load())
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -24,7 +24,6 @@ class Embeddings:
 
     grid: GridThw
     data: memoryview
-    crc32: int
 
     @property
     def nbytes(self) -> int:

@@ -10,8 +10,6 @@ from encoder_svc.server.gauges import decoded_gauges
 from encoder_svc.server.pipeline import Pipeline, make_pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from encoder_svc.config import Config
     from encoder_svc.errors import RequestError
     from encoder_svc.observability.request import Observer
@@ -24,15 +22,10 @@ class Entrance(Protocol):
     Attributes:
         num_restarts: how often another process had to be started in one's place.
         has_failed: whether no call can be answered any more.
-        own: where the embeddings that are sent are to be copied; None for anywhere. See
-            :class:`encoder_svc.server.local_core.LocalCore`.
     """
 
     num_restarts: int
     has_failed: bool
-
-    @property
-    def own(self) -> Callable[[memoryview], memoryview] | None: ...
 
     async def start(self) -> int:
         """Listens, and refuses all calls with STARTING; returns the port.
@@ -66,7 +59,6 @@ class InProcess:
 
     num_restarts = 0
     has_failed = False
-    own: Callable[[memoryview], memoryview] | None = None
 
     def __init__(self, config: Config, observer: Observer) -> None:
         self.pipeline: Pipeline | None = None

@@ -33,7 +33,7 @@ from encoder_svc.server.info import ModelFacts, budgets_of, limits_of, model_fac
 from encoder_svc.server.local_core import LocalCore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.config import Config
@@ -54,6 +54,7 @@ class Loaded:
     """A model that is ready to encode."""
 
     tower: VisionTower
+    runner: DeviceRunner
     core: LocalCore
     facts: ModelFacts
 
@@ -94,11 +95,8 @@ class Loader:
         self._attention = self._make_attention() if asked else None
         phases.end("attention")
 
-    async def load(self, own: Callable[[memoryview], memoryview] | None = None) -> Loaded:
+    async def load(self) -> Loaded:
         """Reads the weights and encodes one photograph. What it returns is ready.
-
-        Args:
-            own: see :class:`LocalCore`; None for its default.
 
         Raises:
             AttentionBackendError: nothing that the platform could choose passes its check.
@@ -110,8 +108,10 @@ class Loader:
         tower = await loop.run_in_executor(thread, self.load_tower)
         runner = DeviceRunner(tower)
         max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
+        if tower.device.type != "cpu":
+            torch.set_num_threads(1)  # a batch is packed by one thread: a team would wait for cores that others want
         thread.shutdown()
-        core = self._core(runner, max_batch_patches, own)
+        core = self._core(runner, max_batch_patches)
         facts = model_facts(tower, self.limits)
         photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
         plan = facts.load_processor(self.limits).plan(EncodedImageBytes(photograph))
@@ -123,7 +123,7 @@ class Loader:
             tower.dtype,
             self._platform.device_name(),
         )
-        return Loaded(tower, core, facts)
+        return Loaded(tower, runner, core, facts)
 
     def load_tower(self) -> VisionTower:
         """The encoder alone, as :meth:`load` loads it."""
@@ -172,9 +172,7 @@ class Loader:
             phase_ended=self.phases.end,
         )
 
-    def _core(
-        self, runner: DeviceRunner, max_batch_patches: int, own: Callable[[memoryview], memoryview] | None
-    ) -> LocalCore:
+    def _core(self, runner: DeviceRunner, max_batch_patches: int) -> LocalCore:
         config = self._config
         scheduler: Scheduler[Work] = Scheduler(
             max_batch_patches=max_batch_patches,
@@ -187,7 +185,6 @@ class Loader:
             store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
             flights=SingleFlight(),
             promises=Promises(),
-            **({} if own is None else {"own": own}),
         )
 
 

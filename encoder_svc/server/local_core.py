@@ -6,9 +6,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from zlib_ng import zlib_ng
+from typing import TYPE_CHECKING, Protocol
 
 from encoder_svc.errors import Reason, RequestError
 from encoder_svc.observability.stages import Stages
@@ -26,12 +24,33 @@ if TYPE_CHECKING:
     from encoder_svc.server.core import AdmittedRequest, Decoded
 
 
+class Memory(Protocol):
+    """Where embeddings lie while they are kept and sent."""
+
+    def holds(self, data: memoryview) -> bool:
+        """Whether these bytes are there, in a place of their own."""
+
+    def own(self, data: memoryview) -> memoryview:
+        """A copy there, of an image's bytes in its batch's memory. In a thread."""
+
+
+class Heap:
+    """This process's own memory."""
+
+    def holds(self, data: memoryview) -> bool:
+        """See :class:`Memory`; so with the other."""
+        return False
+
+    def own(self, data: memoryview) -> memoryview:
+        return memoryview(bytes(data))
+
+
 class LocalCore:
     """The replica itself. Belongs to the event loop.
 
     Args:
-        own: copies an image's bytes out of its batch's memory, to where whoever sends them can read them; runs in a
-            thread.
+    Attributes:
+        memory: where embeddings are kept; this process's own, unless others are to read them.
     """
 
     def __init__(
@@ -42,14 +61,13 @@ class LocalCore:
         store: EmbeddingStore[Embeddings],
         flights: SingleFlight[Encoded],
         promises: Promises,
-        own: Callable[[memoryview], memoryview] = lambda data: memoryview(bytes(data)),
     ) -> None:
         self.engine = engine
         self.admission = admission
         self.store = store
         self.flights = flights
         self.promises = promises
-        self._own = own
+        self.memory: Memory = Heap()
 
     def refusal_at_the_door(self) -> RequestError | None:
         """See :class:`Core`."""
@@ -117,8 +135,8 @@ class LocalCore:
             image = decoded.image
             queued_s = time.monotonic()
             item = await self.engine.encode(image, flow=flow, timeout_s=deadline_s - queued_s)
-        data, crc32 = await asyncio.to_thread(self._owned_and_summed, item.data)
-        embeddings = Embeddings(image.grid, data, crc32)
+        memory, data = self.memory, item.data
+        embeddings = Embeddings(image.grid, data if memory.holds(data) else await asyncio.to_thread(memory.own, data))
         self.store.put(key, embeddings)
         ready_s = time.monotonic()
         stages = Stages(
@@ -134,11 +152,6 @@ class LocalCore:
             collect_s=item.split_s + ready_s - item.ended_s,
         )
         return Encoded(embeddings, "encoded", stages, ready_s)
-
-    def _owned_and_summed(self, data: memoryview) -> tuple[memoryview, int]:
-        """Memory of the image's own, and its checksum."""
-        owned = self._own(data)
-        return owned, zlib_ng.crc32(owned)
 
     async def expire_leases(self) -> None:
         """Frees leases that ran out, also while nobody calls. Runs until cancelled."""

@@ -47,6 +47,12 @@ class Arena:
         return len(self._bytes)
 
     @property
+    def address(self) -> int:
+        """Where it begins in this process's memory."""
+        address: int = self._bytes.ctypes.data
+        return address
+
+    @property
     def taken_bytes(self) -> int:
         """What is dealt out."""
         with self._lock:
@@ -72,6 +78,10 @@ class Arena:
         weakref.finalize(block, self._returned.append, (start, size)).atexit = False
         return block.data
 
+    def holds(self, data: memoryview) -> bool:
+        """Whether it is a block of this arena, or a view of one."""
+        return 0 <= self._distance(data) < self.num_bytes
+
     def own(self, data: memoryview) -> memoryview:
         """A copy of some bytes, to be read.
 
@@ -84,9 +94,14 @@ class Arena:
 
     def offset(self, block: memoryview) -> int:
         """Where in the file a block, or a view of one, begins."""
-        offset: int = np.frombuffer(block, np.uint8).ctypes.data - self._bytes.ctypes.data
+        offset = self._distance(block)
         assert 0 <= offset <= self.num_bytes - block.nbytes, "no block of this arena"
         return offset
+
+    def _distance(self, data: memoryview) -> int:
+        """From this arena's beginning to that of any bytes of this process."""
+        address: int = np.frombuffer(data, np.uint8).ctypes.data
+        return address - self.address
 
     def _find(self, size: int) -> int | None:
         with self._lock:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from encoder_svc.engine.builder import build_batch
+from encoder_svc.engine.builder import Scattered, build_batch
 from encoder_svc.images.types import GridThw, ProcessedImage
 from tests.models.towers import FAMILIES, load
 
@@ -61,6 +61,17 @@ def test_neighbours_of_one_dtype_are_one_segment(tower: VisionTower) -> None:
     images = [uint8_image(GridThw(1, 2, 2))] * 3 + [pixel_value_image(GridThw(1, 2, 2))] * 2
     segments = build_batch(images, tower.encoder).segments
     assert [tuple(segment.shape) for segment in segments] == [(12, 588), (8, 1176)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, ml_dtypes.bfloat16])
+def test_scattered_patches_are_put_together_in_order(dtype: np.typing.DTypeLike) -> None:
+    arrays = [np.full((n, 5), n).astype(dtype) for n in (3, 1, 4)]
+    scattered = Scattered(arrays)
+    out = torch.zeros((10, 5), dtype=scattered.dtype)
+    scattered.copy_to(out[1:9])
+    assert len(scattered) == 8
+    assert torch.equal(out[1:9], scattered.patches())
+    assert out[:, 0].tolist() == [0, 3, 3, 3, 1, 4, 4, 4, 4, 0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

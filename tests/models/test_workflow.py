@@ -46,8 +46,8 @@ def build(images, encoder):
     assert isinstance(encoder, Encoder)
     return build_batch(images, encoder)
 
-def split(rows, finite, grids, merge_size):
-    return split_by_image(rows * 2, finite, grids, merge_size)
+def split(rows, grids, merge_size):
+    return split_by_image(rows * 2, grids, merge_size)
 
 WORKFLOW = Workflow(
     model_type="theirs_vl",

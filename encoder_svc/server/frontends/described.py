@@ -64,7 +64,6 @@ def describe_embeddings(embeddings: Embeddings, offset: Callable[[memoryview], i
         "grid": embeddings.grid,
         "at": offset(embeddings.data),
         "num_bytes": embeddings.nbytes,
-        "crc32": embeddings.crc32,
     }
 
 
@@ -74,7 +73,7 @@ def embeddings_of(fields: dict[str, Any], view: Callable[[int, int], memoryview]
     Raises:
         ValueError: they are not there.
     """
-    return Embeddings(GridThw(*fields["grid"]), view(fields["at"], fields["num_bytes"]), fields["crc32"])
+    return Embeddings(GridThw(*fields["grid"]), view(fields["at"], fields["num_bytes"]))
 
 
 def describe_encoded(encoded: Encoded, offset: Callable[[memoryview], int]) -> dict[str, Any]:

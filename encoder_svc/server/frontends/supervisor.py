@@ -56,11 +56,6 @@ class FrontEnds:
         self._loop: asyncio.AbstractEventLoop | None = None
         observer.metrics.add_others(self.count)
 
-    def own(self, data: memoryview) -> memoryview:
-        """A copy of an image's bytes, where every front end can read it. In a thread."""
-        assert self._arena is not None
-        return self._arena.own(data)
-
     async def start(self) -> int:
         """See :class:`Entrance`; so with all of these."""
         self._loop = asyncio.get_running_loop()
@@ -81,6 +76,8 @@ class FrontEnds:
 
     async def open(self, loaded: Loaded) -> None:
         self._arena = Arena(self._embeddings, _embedding_bytes(self._config, loaded))
+        loaded.core.memory = self._arena
+        loaded.runner.land_in(self._arena)
         loaded.core.admission.on_change = self._sign.write
         self._loaded = loaded
         begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others will find it loaded

@@ -1,0 +1,142 @@
+"""Page-locked parts of memory that processes share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from encoder_svc.engine import landing as module
+from encoder_svc.engine.landing import Landing
+from encoder_svc.engine.runner import DeviceRunner
+from encoder_svc.images.types import GridThw, ProcessedImage
+from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
+from tests.models.towers import FAMILIES, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+STEP = 1 << 16
+
+
+@pytest.fixture
+def arena(monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
+    monkeypatch.setattr(module, "_STEP_BYTES", STEP)
+    file = new_shared_file("test")
+    yield Arena(file, 4 * STEP + 4096)
+    os.close(file)
+
+
+class Locks:
+    """Notes what is locked."""
+
+    def __init__(self) -> None:
+        self.pages: list[tuple[int, int]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self, address: int, num_bytes: int) -> None:
+        self.go_on.wait(10)
+        self.pages.append((address, num_bytes))
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    ends_s = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < ends_s
+        time.sleep(0.005)
+
+
+def test_nothing_lands_where_pages_are_not_locked_yet(arena: Arena) -> None:
+    locks = Locks()
+    locks.go_on.clear()
+    landing = Landing(arena, locks)
+    assert landing.take(100) is None
+    assert landing.take(100) is None
+    assert arena.taken_bytes == 0
+    locks.go_on.set()
+    until(lambda: landing.locked_bytes == STEP)
+    assert locks.pages == [(arena.address, STEP)]
+
+
+def test_what_is_locked_is_dealt_out(arena: Arena) -> None:
+    landing = Landing(arena, Locks())
+    landing.take(100)
+    until(lambda: landing.locked_bytes == STEP)
+    block = landing.take(STEP)
+    assert block is not None
+    assert arena.holds(block)
+    assert arena.offset(block) == 0
+
+
+def test_more_is_locked_as_more_is_used(arena: Arena) -> None:
+    locks = Locks()
+    landing = Landing(arena, locks)
+    kept = arena.take(3 * STEP - 64)
+    assert landing.take(100) is None  # past the third step
+    until(lambda: landing.locked_bytes == 4 * STEP)
+    assert [size for _, size in locks.pages] == [STEP] * 4
+    assert landing.take(100) is not None
+    assert len(kept) == 3 * STEP - 64
+
+
+def test_the_last_step_ends_with_the_arena(arena: Arena) -> None:
+    locks = Locks()
+    landing = Landing(arena, locks)
+    assert landing.take(arena.num_bytes) is None
+    until(lambda: landing.locked_bytes == arena.num_bytes)
+    assert locks.pages[-1] == (arena.address + 4 * STEP, 4096)
+    assert landing.take(arena.num_bytes) is not None
+
+
+def test_a_full_arena_has_no_block(arena: Arena) -> None:
+    held = arena.take(arena.num_bytes)
+    assert Landing(arena, Locks()).take(64) is None
+    assert len(held) == arena.num_bytes
+
+
+def test_a_refusal_is_said_once_and_asked_for_once(arena: Arena, caplog: pytest.LogCaptureFixture) -> None:
+    asked = []
+
+    def refuse(address: int, num_bytes: int) -> None:
+        asked.append(address)
+        raise RuntimeError("operation not supported")
+
+    landing = Landing(arena, refuse)
+    with caplog.at_level(logging.WARNING):
+        assert landing.take(100) is None
+        until(lambda: "cannot be locked: operation not supported" in caplog.text)
+        until(lambda: not any(thread.name == "page-lock" for thread in threading.enumerate()))
+        assert landing.take(100) is None
+    assert len(asked) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_writes_embeddings_where_other_processes_read_them(
+    tiny_checkpoint: Callable[[str], Path], family: str
+) -> None:
+    tower = load(tiny_checkpoint(family), device="cuda", dtype="bfloat16")
+    rng, side = np.random.default_rng(0), tower.settings.patch_size
+    grids = [GridThw(1, 8, 4 + 4 * index) for index in range(5)]
+    images = [ProcessedImage(grid, rng.integers(0, 256, (grid.num_patches, 3, side, side), np.uint8)) for grid in grids]
+    runner = DeviceRunner(tower)
+    wanted = [bytes(data) for data in runner.submit(images).wait().embeddings]
+    file = new_shared_file("test")
+    arena, view = Arena(file, 2**20), ArenaView(file)
+    os.close(file)
+    runner.land_in(arena)
+    ends_s = time.monotonic() + 30
+    while True:  # until pages are locked
+        embeddings = runner.submit(images).wait().embeddings
+        assert [bytes(data) for data in embeddings] == wanted
+        if all(arena.holds(data) for data in embeddings):
+            break
+        assert time.monotonic() < ends_s
+    assert [bytes(view.view(arena.offset(data), len(data))) for data in embeddings] == wanted
