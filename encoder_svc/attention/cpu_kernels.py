@@ -1,7 +1,8 @@
-"""Kernels for CPUs with AVX512-BF16 and no AMX: ``cpu_kernels.c``, compiled where it runs, as Triton compiles its own.
+"""Kernels for CPUs with AVX512-BF16, in C: attention, with AMX where the CPU has it, and what lies between an encoder's
+matrix products.
 
 torch's products are fast on such a CPU (oneDNN), but its attention is not, and what lies between products takes it
-several passes (docs/performance.md, "CPU"). Compiling takes about a second, once a process.
+several passes (docs/performance.md, "CPU").
 
 Shapes: N patches, H heads, D head_size, C values of a row.
 """
@@ -10,48 +11,55 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Final
 
 import torch
 
+from encoder_svc.attention.cpu_compiler import load_compiled
+
 logger = logging.getLogger(__name__)
 
-_FLAGS: Final = (
-    *("-O3", "-fno-math-errno", "-fPIC", "-fopenmp", "-mprefer-vector-width=512"),
-    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
-)
-_COMPILE_LIMIT_S: Final = 60
 _MAX_HEAD_SIZE: Final = 128
 
-_POINTER, _STRIDE, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int
-_ARGUMENTS: Final = {
-    "attend": (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, ctypes.c_float, _INT),
-    "rotate": (_POINTER, _STRIDE, _POINTER, _POINTER, _COUNT, _INT, _INT, _INT),
-    "gate": (_POINTER, _COUNT, ctypes.c_float, _INT),
-    "rms_norm": (_POINTER, _POINTER, _POINTER, ctypes.c_float, _COUNT, _INT, _INT),
+_POINTER, _STRIDE, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _FLOAT, _INT)
+_OPERATIONS: Final = {
+    "rotate": (*[_POINTER] * 4, _COUNT, _INT, _INT, _INT),
+    "gate": (_POINTER, _COUNT, _FLOAT, _INT),
+    "rms_norm": (*[_POINTER] * 3, _FLOAT, _COUNT, _INT, _INT),
+    "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT),
+}
+_ATTENTION: Final = {
+    "avx512_bf16": ("cpu_attention.c", "attend"),
+    "amx_bf16": ("cpu_attention_amx.c", "attend_amx"),
 }
 
 
 class CpuKernels:
-    """The compiled kernels, for bfloat16 on the CPU. They run on torch's threads."""
+    """The compiled kernels, for bfloat16 on the CPU. They run on torch's threads.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-        for name, arguments in _ARGUMENTS.items():
-            function = getattr(library, name)
+    Args:
+        form: of attention, ``"avx512_bf16"`` or ``"amx_bf16"``.
+        definitions: macros to compile with.
+
+    Raises:
+        OSError, subprocess.SubprocessError: no compiler, or it failed.
+    """
+
+    def __init__(self, form: str, *definitions: str) -> None:
+        self.form = form
+        source, self._attend = _ATTENTION[form]
+        self._library = load_compiled(("cpu_operations.c", source), *definitions)
+        for name, arguments in (_OPERATIONS | {self._attend: _ATTEND}).items():
+            function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, None
 
     @staticmethod
     def takes(head_size: int) -> bool:
-        """Whether :meth:`attend` and :meth:`rotate_` take heads of this size."""
+        """Whether :meth:`attend` and :meth:`rotate` take heads of this size."""
         return head_size % 2 == 0 and head_size <= _MAX_HEAD_SIZE
 
     def attend(
@@ -63,7 +71,7 @@ class CpuKernels:
         out_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         tensors = (*inputs, out_NHD)
         self._run(
-            "attend",
+            self._attend,
             *(x.data_ptr() for x in tensors),
             *(x.stride(0) for x in tensors),
             cu_seqlens.data_ptr(),
@@ -74,20 +82,13 @@ class CpuKernels:
         )
         return out_NHD
 
-    def rotate_(self, qkv_N3HD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotates q and k in place; cos and sin are float32 [N, D / 2]."""
+    def rotate(self, qkv_N3HD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out_N3HD: torch.Tensor) -> None:
+        """q, k and v to ``out``, which may be ``qkv``: q and k rotated. cos and sin are float32 [N, D / 2]."""
         num_patches, _, num_heads, head_size = qkv_N3HD.shape
         assert qkv_N3HD.is_contiguous()
-        self._run(
-            "rotate",
-            qkv_N3HD.data_ptr(),
-            qkv_N3HD.stride(0),
-            cos.contiguous().data_ptr(),
-            sin.contiguous().data_ptr(),
-            num_patches,
-            2 * num_heads,
-            head_size,
-        )
+        assert out_N3HD.is_contiguous()
+        tensors = (qkv_N3HD, out_N3HD, cos.contiguous(), sin.contiguous())
+        self._run("rotate", *(x.data_ptr() for x in tensors), num_patches, num_heads, head_size)
 
     def gate_(self, x: torch.Tensor, slope: float) -> None:
         """``x · sigmoid(slope · x)`` in place."""
@@ -96,10 +97,16 @@ class CpuKernels:
 
     def rms_norm(self, x_NC: torch.Tensor, weight_C: torch.Tensor, eps: float) -> torch.Tensor:
         """RMSNorm of each row."""
+        return self._normed("rms_norm", x_NC, weight_C, eps=eps)
+
+    def layer_norm(self, x_NC: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, eps: float) -> torch.Tensor:
+        """LayerNorm of each row."""
+        return self._normed("layer_norm", x_NC, weight_C, bias_C, eps=eps)
+
+    def _normed(self, name: str, x_NC: torch.Tensor, *parameters: torch.Tensor, eps: float) -> torch.Tensor:
         x_NC = x_NC.contiguous()
         out_NC = torch.empty_like(x_NC)
-        pointers = (x.data_ptr() for x in (x_NC, out_NC, weight_C))
-        self._run("rms_norm", *pointers, eps, *x_NC.shape)
+        self._run(name, *(x.data_ptr() for x in (x_NC, out_NC, *parameters)), eps, *x_NC.shape)
         return out_NC
 
     def _run(self, name: str, *arguments: float) -> None:
@@ -107,50 +114,25 @@ class CpuKernels:
             getattr(self._library, name)(*arguments, torch.get_num_threads())
 
 
-def are_made_for_this_cpu() -> bool:
-    """Whether this machine multiplies bfloat16 by AVX-512 and not by AMX."""
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+def has_avx512_bf16() -> bool:
+    """Whether this machine runs the kernels."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+@cache
+def has_amx() -> bool:
+    """Whether this machine multiplies bfloat16 in tiles and its kernel lets this process do so."""
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 @cache
 def cpu_kernels() -> CpuKernels | None:
     """The kernels, or None where they are made for another CPU, or cannot be compiled: then a warning says why."""
-    if sys.platform != "linux" or not are_made_for_this_cpu():
+    if sys.platform != "linux" or not has_avx512_bf16():
         return None
     try:
-        return CpuKernels(_loaded(_compiled()))
+        return CpuKernels("amx_bf16" if has_amx() else "avx512_bf16")
     except (OSError, subprocess.SubprocessError) as error:
         why = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
         logger.warning("CPU kernels: not compiled, slower operations of torch take their place: %s", why)
         return None
-
-
-def _compiled() -> bytes:
-    """The shared library.
-
-    Raises:
-        OSError, subprocess.SubprocessError: no compiler, or it failed.
-    """
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise FileNotFoundError("there is no C compiler (gcc) on the PATH")
-    with tempfile.TemporaryDirectory() as folder:
-        source, made, library = (Path(folder) / name for name in ("kernels.c", "kernels.o", "kernels.so"))
-        source.write_text(files("encoder_svc.attention").joinpath("cpu_kernels.c").read_text())
-        # Two steps: linked with -fopenmp it would bring a second OpenMP runtime, whose threads fight with torch's.
-        for arguments in ((*_FLAGS, "-c", str(source), "-o", str(made)), ("-shared", str(made), "-o", str(library))):
-            subprocess.run(  # noqa: S603 - the program is the compiler, the arguments our own
-                [compiler, *arguments], check=True, capture_output=True, text=True, timeout=_COMPILE_LIMIT_S
-            )
-        return library.read_bytes()
-
-
-def _loaded(library: bytes) -> ctypes.CDLL:
-    """Loads it from memory: a container's /tmp may be mounted noexec."""
-    file = os.memfd_create("encoder_svc_cpu_kernels")
-    try:
-        with os.fdopen(os.dup(file), "wb") as writer:
-            writer.write(library)
-        return ctypes.CDLL(f"/proc/self/fd/{file}")
-    finally:
-        os.close(file)

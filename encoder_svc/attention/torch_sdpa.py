@@ -4,9 +4,9 @@ SDPA takes no cu_seqlens, but equally long sequences are a plain batch to it. Si
 call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays next to each other for this, and those
 of several images, which are brought together.
 
-On a CPU that multiplies bfloat16 without AMX, SDPA's own kernel is slow. Unless the operator named TORCH_SDPA it gives
-way to one of ours (:mod:`encoder_svc.attention.cpu_kernels`) or, where that cannot be compiled, to SDPA's plain form in
-blocks (:mod:`encoder_svc.attention.cpu_blocks`).
+On a CPU that multiplies bfloat16, unless the operator named TORCH_SDPA, SDPA's own kernel gives way to one of ours
+(:mod:`encoder_svc.attention.cpu_kernels`) or, where that cannot be compiled and there is no AMX, without which SDPA's
+is slow, to SDPA's plain form in blocks (:mod:`encoder_svc.attention.cpu_blocks`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from encoder_svc.attention import cpu_blocks
 from encoder_svc.attention.base import AttentionBackend
-from encoder_svc.attention.cpu_kernels import are_made_for_this_cpu, cpu_kernels
+from encoder_svc.attention.cpu_kernels import cpu_kernels, has_amx, has_avx512_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -39,11 +39,11 @@ class TorchSdpa(AttentionBackend):
         is_plain = not self.causal and self.num_heads == self.num_kv_heads
         if not is_plain or platform != "cpu" or dtype != "bfloat16":
             return self.implementation
-        kernels = None if "avx512_bf16" in failed else cpu_kernels()
-        if kernels is not None and kernels.takes(self.head_size):
+        kernels = cpu_kernels()
+        if kernels is not None and kernels.takes(self.head_size) and kernels.form not in failed:
             self._kernels = kernels
-            return "avx512_bf16"
-        self._in_blocks = are_made_for_this_cpu() and "blocks" not in failed
+            return kernels.form
+        self._in_blocks = has_avx512_bf16() and not has_amx() and "blocks" not in failed
         return "blocks" if self._in_blocks else self.implementation
 
     def forward(

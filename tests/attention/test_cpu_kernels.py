@@ -1,7 +1,8 @@
-"""Kernels for CPUs with AVX512-BF16, against the same in float64; and what happens where they cannot be compiled."""
+"""Kernels for CPUs with AVX512-BF16, AMX too, against float64; and what happens where they cannot be compiled."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,32 +10,46 @@ import torch
 import torch.nn.functional as F
 
 from encoder_svc.attention import PackedSequences, cpu_kernels
+from encoder_svc.attention.cpu_kernels import CpuKernels, has_amx, has_avx512_bf16
 from tests.tools import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from encoder_svc.attention.cpu_kernels import CpuKernels
-
 # More than rounding to bfloat16 once (1.7e-3) and the weights of attention once more.
 TOLERANCE = 3e-3
 LENGTHS = [(1, 7, 64, 65), (513,), (64,) * 9, (1100, 0, 81, 320, 321)]
 
 
-@pytest.fixture
-def kernels() -> CpuKernels:
-    if not cpu_kernels.are_made_for_this_cpu():
-        pytest.skip("this CPU has AMX, or no AVX512-BF16")
+# AMX's tiles are emulated where there are none: the rest of the kernel is the one that runs on them.
+FORMS = {"avx512_bf16": ("avx512_bf16",), "amx_bf16": ("amx_bf16",), "amx_emulated": ("amx_bf16", "AMX_EMULATED")}
+
+
+@pytest.fixture(params=FORMS)
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    if not has_avx512_bf16():
+        pytest.skip("this CPU has no AVX512-BF16")
+    if request.param == "amx_bf16" and not has_amx():
+        pytest.skip("this CPU has no AMX, or its kernel refuses it")
     require("gcc")
-    made = cpu_kernels.cpu_kernels()
-    assert made is not None
-    return made
+    return made(*FORMS[request.param])
+
+
+@pytest.fixture
+def operations() -> CpuKernels:
+    if not has_avx512_bf16():
+        pytest.skip("this CPU has no AVX512-BF16")
+    require("gcc")
+    return made("avx512_bf16")
+
+
+made = cache(CpuKernels)
 
 
 @pytest.fixture
 def _compile_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cpu_kernels, "are_made_for_this_cpu", lambda: True)
+    monkeypatch.setattr(cpu_kernels, "has_avx512_bf16", lambda: True)
     cpu_kernels.cpu_kernels.cache_clear()
     yield
     cpu_kernels.cpu_kernels.cache_clear()
@@ -78,32 +93,52 @@ def test_scores_that_float32_cannot_raise_e_to_do_no_harm(kernels: CpuKernels) -
     assert error(out_NHD, exact_attention(qkv_N3HD, (90,))) < TOLERANCE
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "elsewhere"])
 @pytest.mark.parametrize("head_size", [8, 36, 72, 80, 128])
-def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(kernels: CpuKernels, head_size: int) -> None:
+def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(
+    operations: CpuKernels, head_size: int, in_place: bool
+) -> None:
     qkv_N3HD = random(130, 3, 4, head_size)
+    out_N3HD = qkv_N3HD if in_place else torch.empty_like(qkv_N3HD)
     angles = random(130, head_size // 2, seed=1).float()
     cos, sin = angles.cos(), angles.sin()
     first, second = qkv_N3HD.double().chunk(2, dim=-1)
     c, s = (table.double()[:, None, None] for table in (cos, sin))
     wanted = torch.cat((first * c - second * s, second * c + first * s), dim=-1)
     wanted[:, 2] = qkv_N3HD[:, 2]
-    kernels.rotate_(qkv_N3HD, cos, sin)
-    assert error(qkv_N3HD, wanted) < TOLERANCE
-    assert torch.equal(qkv_N3HD[:, 2].double(), wanted[:, 2])
+    operations.rotate(qkv_N3HD, cos, sin, out_N3HD)
+    assert error(out_N3HD, wanted) < TOLERANCE
+    assert torch.equal(out_N3HD[:, 2].double(), wanted[:, 2])
 
 
-def test_a_gate(kernels: CpuKernels) -> None:
+def test_a_gate(operations: CpuKernels) -> None:
     values = 20 * random(11, 13)
     exact = values.double()
-    kernels.gate_(values, 1.702)
+    operations.gate_(values, 1.702)
     assert error(values, exact * torch.sigmoid(1.702 * exact)) < TOLERANCE
 
 
 @pytest.mark.parametrize("size", [16, 100, 1280])
-def test_an_rms_norm(kernels: CpuKernels, size: int) -> None:
+def test_an_rms_norm(operations: CpuKernels, size: int) -> None:
     x, weight = 30 * random(77, size) + 10, random(size, seed=1)
     wanted = F.rms_norm(x.double(), (size,), weight.double(), 1e-6)
-    assert error(kernels.rms_norm(x, weight, 1e-6), wanted) < TOLERANCE
+    assert error(operations.rms_norm(x, weight, 1e-6), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [16, 100, 1280])
+def test_a_layer_norm(operations: CpuKernels, size: int) -> None:
+    x, weight, bias = 30 * random(77, size) + 50, random(size, seed=1), random(size, seed=2)
+    wanted = F.layer_norm(x.double(), (size,), weight.double(), bias.double(), 1e-6)
+    assert error(operations.layer_norm(x, weight, bias, 1e-6), wanted) < TOLERANCE
+
+
+def test_the_kernels_taken_multiply_with_amx_where_there_is_amx() -> None:
+    if not has_avx512_bf16():
+        pytest.skip("this CPU has no AVX512-BF16")
+    require("gcc")
+    taken = cpu_kernels.cpu_kernels()
+    assert taken is not None
+    assert taken.form == ("amx_bf16" if has_amx() else "avx512_bf16")
 
 
 @pytest.mark.usefixtures("_compile_anew")

@@ -48,19 +48,21 @@ def test_a_kernel_that_fails_at_run_time_is_named_and_not_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "dtype", "causal", "implementation"),
+    ("override", "dtype", "causal", "has_amx", "implementation"),
     [
-        (None, "bfloat16", False, "blocks"),
-        ("TORCH_SDPA", "bfloat16", False, "torch"),
-        (None, "bfloat16", True, "torch"),
-        (None, "float32", False, "torch"),
+        (None, "bfloat16", False, False, "blocks"),
+        (None, "bfloat16", False, True, "torch"),
+        ("TORCH_SDPA", "bfloat16", False, False, "torch"),
+        (None, "bfloat16", True, False, "torch"),
+        (None, "float32", False, False, "torch"),
     ],
 )
 def test_a_faster_form_is_named_and_never_taken_under_an_override(
-    monkeypatch: pytest.MonkeyPatch, override: str | None, dtype: str, causal: bool, implementation: str
+    monkeypatch: pytest.MonkeyPatch, override: str | None, dtype: str, causal: bool, has_amx: bool, implementation: str
 ) -> None:
     monkeypatch.setattr(torch_sdpa, "cpu_kernels", lambda: None)
-    monkeypatch.setattr(torch_sdpa, "are_made_for_this_cpu", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "has_avx512_bf16", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "has_amx", lambda: has_amx)
     in_blocks = []
     monkeypatch.setattr(cpu_blocks, "attend", lambda q, *_: in_blocks.append(1) or q)
     attend = MMEncoderAttention(2, 16, attn_backend=override, platform=CpuPlatform(), dtype=dtype, causal=causal)
@@ -70,8 +72,16 @@ def test_a_faster_form_is_named_and_never_taken_under_an_override(
     assert bool(in_blocks) == (implementation == "blocks")
 
 
-def test_a_form_that_failed_its_check_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("has_amx", "form", "next_form"), [(False, "avx512_bf16", "blocks"), (True, "amx_bf16", "torch")]
+)
+def test_a_form_that_failed_its_check_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, form: str, next_form: str
+) -> None:
     class Wrong:
+        def __init__(self) -> None:
+            self.form = form
+
         def takes(self, head_size: int) -> bool:
             return True
 
@@ -79,10 +89,11 @@ def test_a_form_that_failed_its_check_gives_way_to_the_next(monkeypatch: pytest.
             return q
 
     monkeypatch.setattr(torch_sdpa, "cpu_kernels", Wrong)
-    monkeypatch.setattr(torch_sdpa, "are_made_for_this_cpu", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "has_avx512_bf16", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "has_amx", lambda: has_amx)
 
     def build(failed: dict[tuple[str, str], str]) -> MMEncoderAttention:
         return MMEncoderAttention(2, 16, platform=CpuPlatform(), dtype="bfloat16", failed=failed)
 
-    assert build({}).selection.implementation == "avx512_bf16"
-    assert checked_attention(build, "cpu").selection.implementation == "blocks"
+    assert build({}).selection.implementation == form
+    assert checked_attention(build, "cpu").selection.implementation == next_form

@@ -24,9 +24,11 @@ from benchmarks.support.kernels import kernel_class, page_faults
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("aten::mul", "elementwise"),
         ("cpu_kernels::attend", "attention"),
+        ("cpu_kernels::attend_amx", "attention"),
         ("cpu_kernels::rotate", "rotary"),
         ("cpu_kernels::gate", "activation"),
         ("cpu_kernels::rms_norm", "norm"),
+        ("cpu_kernels::layer_norm", "norm"),
     ],
 )
 def test_a_kernel_is_told_by_its_name(name: str, label: str) -> None:

@@ -123,6 +123,22 @@ def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(dtype: torch.d
 
 
 @DTYPES
+@pytest.mark.parametrize("num_patches", [40, NUM_PATCHES])
+def test_the_projection_to_rotated_queries_keys_and_values(
+    dtype: torch.dtype, tolerance: float, num_patches: int
+) -> None:
+    angles = random(num_patches, 8, dtype=torch.float32, seed=7)
+
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        weights = ops.lay_out_qkv(linear(HIDDEN, 3 * 4 * 16, dtype, 3), 4, torch.empty(0))
+        norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), random(HIDDEN, dtype=dtype, seed=2), 1e-6)
+        hidden = random(num_patches, HIDDEN, dtype=dtype, seed=5)
+        return ops.rotated_qkv(hidden, norm, weights, (angles.cos(), angles.sin()))
+
+    assert_close(run, dtype, tolerance)
+
+
+@DTYPES
 @pytest.mark.parametrize("num_ups", [1, 2], ids=["plain", "gated"])
 @pytest.mark.parametrize("act", list(ACTIVATIONS))
 def test_an_mlp(dtype: torch.dtype, tolerance: float, act: str, num_ups: int) -> None:

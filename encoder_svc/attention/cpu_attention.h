@@ -1,0 +1,144 @@
+// What both kernels of attention share: how the work is divided, and the running softmax.
+//
+// torch's libraries hold the OpenMP runtime that the pragmas call, so that its threads are the ones that work here.
+
+#pragma once
+
+#include "cpu_vectors.h"
+
+#define LOWEST -1e30f  // a score that weighs nothing; not infinite, for infinity less infinity is no number
+
+enum { MAX_HEAD_SIZE = 128 };
+
+// Queries of one head and all keys of their sequence.
+typedef struct {
+    const bf16 *q, *k, *v;
+    bf16 *out;
+    int64_t q_stride, k_stride, v_stride, out_stride;
+    int num_queries, num_keys, head_size;
+    float factor;  // of scores, as powers of two are raised to them
+} Chunk;
+
+INLINE int chunks_of(const int32_t *bounds, int sequence, int size) {
+    return (bounds[sequence + 1] - bounds[sequence] + size - 1) / size;
+}
+
+// Calls attend_chunk for all chunks of up to `size` queries, and each thread begin before and end after. Tensors are
+// [N, H, D], a head's values side by side and heads too; strides are those of patches. bounds [sequences + 1] are the
+// sequences' boundaries. D is even.
+INLINE void over_chunks(Chunk all, const int32_t *bounds, int sequences, int heads, int size, int threads,
+                        void (*begin)(void), void (*attend_chunk)(Chunk), void (*end)(void)) {
+    int chunks = 0;
+    for (int i = 0; i < sequences; i++) chunks += chunks_of(bounds, i, size);
+#pragma omp parallel num_threads(threads)
+    {
+        int sequence = 0, first_chunk = 0;
+        begin();
+#pragma omp for schedule(dynamic)
+        for (int item = 0; item < chunks * heads; item++) {
+            // A thread's items come in ascending order.
+            while (item >= (first_chunk + chunks_of(bounds, sequence, size)) * heads)
+                first_chunk += chunks_of(bounds, sequence++, size);
+            const int64_t start = bounds[sequence], stop = bounds[sequence + 1];
+            const int of_sequence = item - first_chunk * heads;
+            const int64_t first = start + of_sequence / heads * size;
+            const int column = of_sequence % heads * all.head_size;
+            Chunk chunk = all;
+            chunk.q += first * all.q_stride + column;
+            chunk.k += start * all.k_stride + column;
+            chunk.v += start * all.v_stride + column;
+            chunk.out += first * all.out_stride + column;
+            chunk.num_queries = least(size, stop - first);
+            chunk.num_keys = stop - start;
+            attend_chunk(chunk);
+        }
+        end();
+    }
+}
+
+// 16 keys' values 2p and 2p + 1 side by side, for 16 pairs p: a transposition of 32-bit words.
+INLINE void transpose(__m512i word[LANES]) {
+    __m512i t[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(word[i], word[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(word[i], word[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            word[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
+            word[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
+        }
+    for (int i = 0; i < LANES; i += 8)
+        for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_i32x4(word[i + j], word[i + j + 4], 0x88);
+            t[i + j + 4] = _mm512_shuffle_i32x4(word[i + j], word[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        word[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+        word[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+    }
+}
+
+// 16 keys' pairs from `pair` on, transposed; zeros for keys after the last and pairs after a head's.
+INLINE void load_keys(const bf16 *keys, int64_t stride, int count, int head_size, int pair, __m512i word[LANES]) {
+    const __mmask16 lanes = first_lanes(head_size / 2 - pair);
+    for (int i = 0; i < LANES; i++)
+        word[i] = i < count ? _mm512_maskz_loadu_epi32(lanes, keys + i * stride + 2 * pair) : _mm512_setzero_si512();
+    transpose(word);
+}
+
+// Values as [padded / 2][D, in whole vectors][2], zeros after the last.
+INLINE void lay_out_values(const bf16 *values, int64_t stride, int count, int padded, int head_size, bf16 *pairs,
+                           int pairs_stride) {
+    for (int key = 0; key < padded; key += 2)
+        for (int d = 0; d < head_size; d += LANES) {
+            const __mmask16 lanes = first_lanes(head_size - d);
+            const bf16 *at = values + key * stride + d;
+            const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(key < count ? lanes : 0, at));
+            const __mmask16 odd_lanes = key + 1 < count ? lanes : 0;
+            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
+            _mm512_storeu_si512(pairs + (intptr_t)(key / 2) * pairs_stride + 2 * d,
+                                _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        }
+}
+
+// One row's scores to weights 2^(factor · score - greatest), zeros up to whole pairs of vectors, and what that changes
+// of the row's running softmax.
+INLINE void weigh(float *scores, int count, float factor, bf16 *weights, float *greatest, float *total, float *sums,
+                  int sums_count) {
+    const int padded = in_whole(count, 2 * LANES);
+    const __m512 lowest = _mm512_set1_ps(LOWEST);
+    __m512 highest = lowest, other = lowest;
+    for (int i = count / LANES * LANES; i < padded; i += LANES)
+        _mm512_mask_storeu_ps(scores + i, (__mmask16)~first_lanes(count - i), lowest);
+    for (int i = 0; i < padded; i += 2 * LANES) {
+        highest = _mm512_max_ps(highest, _mm512_loadu_ps(scores + i));
+        other = _mm512_max_ps(other, _mm512_loadu_ps(scores + i + LANES));
+    }
+    const float before = *greatest, now = _mm512_reduce_max_ps(_mm512_max_ps(highest, other)) * factor;
+    if (now > before) {
+        const __m512 shrink = exp2_of(_mm512_set1_ps(before - now));
+        for (int i = 0; i < sums_count; i += LANES)
+            _mm512_storeu_ps(sums + i, _mm512_mul_ps(shrink, _mm512_loadu_ps(sums + i)));
+        *total *= _mm512_cvtss_f32(shrink);
+        *greatest = now;
+    }
+    const __m512 factors = _mm512_set1_ps(factor), offset = _mm512_set1_ps(*greatest);
+    __m512 added = _mm512_setzero_ps();
+    for (int i = 0; i < padded; i += LANES) {
+        const __m512 weight = exp2_of(_mm512_fmsub_ps(factors, _mm512_loadu_ps(scores + i), offset));
+        added = _mm512_add_ps(added, weight);
+        _mm256_storeu_si256((__m256i *)(weights + i), (__m256i)_mm512_cvtneps_pbh(weight));
+    }
+    *total += _mm512_reduce_add_ps(added);
+}
+
+// The queries' weighted sums, divided by the total of their weights.
+INLINE void store_chunk(Chunk chunk, const float *sums, int sums_stride, const float *total) {
+    for (int row = 0; row < chunk.num_queries; row++) {
+        const __m512 scale = _mm512_set1_ps(1 / total[row]);
+        for (int d = 0; d < chunk.head_size; d += LANES)
+            store(chunk.out + row * chunk.out_stride + d, first_lanes(chunk.head_size - d),
+                  _mm512_mul_ps(scale, _mm512_loadu_ps(sums + row * sums_stride + d)));
+    }
+}

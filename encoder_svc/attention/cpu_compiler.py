@@ -1,0 +1,59 @@
+"""Compiles C where it runs, as Triton compiles its own: in seconds, once a process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FLAGS: Final = (
+    *("-O3", "-fno-math-errno", "-fPIC", "-fopenmp", "-mprefer-vector-width=512"),
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"),
+)
+_LIMIT_S: Final = 60
+
+
+def load_compiled(sources: Sequence[str], *definitions: str) -> ctypes.CDLL:
+    """A library of this package's C files, for CPUs with AVX512-BF16.
+
+    Args:
+        definitions: macros to define.
+
+    Raises:
+        OSError, subprocess.SubprocessError: no compiler, or it failed.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler (gcc) on the PATH")
+    flags = (*_FLAGS, *(f"-D{definition}" for definition in definitions))
+    with as_file(files("encoder_svc.attention")) as package, tempfile.TemporaryDirectory() as folder:
+        # Two steps: linked with -fopenmp it would bring a second OpenMP runtime, whose threads fight with torch's.
+        _run(compiler, *flags, "-c", *(str(package / source) for source in sources), cwd=folder)
+        objects = [f"{Path(source).stem}.o" for source in sources]
+        _run(compiler, "-shared", *objects, "-o", "kernels.so", cwd=folder)
+        return _loaded((Path(folder) / "kernels.so").read_bytes())
+
+
+def _run(*command: str, cwd: str) -> None:
+    subprocess.run(  # noqa: S603 - the program is the compiler, the arguments our own
+        command, check=True, capture_output=True, text=True, timeout=_LIMIT_S, cwd=cwd
+    )
+
+
+def _loaded(library: bytes) -> ctypes.CDLL:
+    """Loads it from memory: a container's /tmp may be mounted noexec.
+
+    The file stays open, as long as the library: to dlopen another file of its number would be the same library.
+    """
+    file = os.memfd_create("encoder_svc_cpu_kernels")
+    with os.fdopen(os.dup(file), "wb") as writer:
+        writer.write(library)
+    return ctypes.CDLL(f"/proc/self/fd/{file}")
