@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -168,7 +169,8 @@ class Server:
 
     async def _load(self) -> Loaded | None:
         """The model; None if a signal came first."""
-        loading = asyncio.create_task(self._loader.load())
+        prepare = partial(asyncio.get_running_loop().call_soon_threadsafe, self._entrance.prepare)
+        loading = asyncio.create_task(self._loader.load(prepare))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -34,6 +34,9 @@ class Entrance(Protocol):
             ConfigError: it cannot listen there, or a certificate cannot be used.
         """
 
+    def prepare(self) -> None:
+        """Told in the midst of a start: what :meth:`open` will take is best made ready from now on, beside the rest."""
+
     async def open(self, loaded: Loaded) -> None:
         """Begins to serve."""
 
@@ -69,6 +72,9 @@ class InProcess:
     async def start(self) -> int:
         """See :class:`Entrance`; so with all of these."""
         return await self._front.start(self._config.port)
+
+    def prepare(self) -> None:
+        """All is here."""
 
     async def open(self, loaded: Loaded) -> None:
         self.pipeline = make_pipeline(self._config, loaded.facts, loaded.core)

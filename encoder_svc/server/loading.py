@@ -33,7 +33,7 @@ from encoder_svc.server.info import ModelFacts, budgets_of, limits_of, model_fac
 from encoder_svc.server.local_core import LocalCore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.config import Config
@@ -95,8 +95,11 @@ class Loader:
         self._attention = self._make_attention() if asked else None
         phases.end("attention")
 
-    async def load(self) -> Loaded:
+    async def load(self, attention_ended: Callable[[], object] = lambda: None) -> Loaded:
         """Reads the weights and encodes one photograph. What it returns is ready.
+
+        Args:
+            attention_ended: called in a thread, after the phase in which most is imported.
 
         Raises:
             AttentionBackendError: nothing that the platform could choose passes its check.
@@ -105,7 +108,7 @@ class Loader:
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         loop = asyncio.get_running_loop()
-        tower = await loop.run_in_executor(thread, self.load_tower)
+        tower = await loop.run_in_executor(thread, self.load_tower, attention_ended)
         runner = DeviceRunner(tower)
         max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
         if tower.device.type != "cpu":
@@ -125,8 +128,14 @@ class Loader:
         )
         return Loaded(tower, runner, core, facts)
 
-    def load_tower(self) -> VisionTower:
+    def load_tower(self, attention_ended: Callable[[], object] = lambda: None) -> VisionTower:
         """The encoder alone, as :meth:`load` loads it."""
+
+        def phase_ended(phase: str) -> None:
+            self.phases.end(phase)
+            if phase == "attention":
+                attention_ended()
+
         config, merge_size = self._config, self._settings.merge_size
         graph_max_patches = config.cuda_graph_max_patches
         return load_tower(
@@ -139,7 +148,7 @@ class Loader:
             quantisation=config.quantization,
             graph_buckets=bucket_sizes(graph_max_patches, merge_size**2) if self._device.startswith("cuda") else (),
             progress=_progress_bar,
-            phase_ended=self.phases.end,
+            phase_ended=phase_ended,
         )
 
     def _make_attention(self) -> MMEncoderAttention:

@@ -122,6 +122,14 @@ class FrontEnd:
             self._process.kill()
             await self._process.wait()
 
+    async def prepare(self) -> None:
+        """Has it import what it needs to be opened.
+
+        Raises:
+            RequestError: it ended.
+        """
+        await self._ask("prepare")
+
     async def open(self, config: Config, embeddings: Arena, loaded: Loaded) -> None:
         """Has it serve.
 

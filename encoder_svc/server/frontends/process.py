@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import signal
 import socket
@@ -11,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import disable_created_metrics
 
-from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.config import Config
 from encoder_svc.errors import ConfigError, Reason, request_error
-from encoder_svc.images.processor import ProcessorSettings
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.merge import portable
@@ -23,15 +22,12 @@ from encoder_svc.observability.request import Observer
 from encoder_svc.observability.tracer import make_tracer
 from encoder_svc.server.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.server.front import Front
-from encoder_svc.server.frontends.door import DoorSignReader
 from encoder_svc.server.frontends.link import Link
-from encoder_svc.server.frontends.remote import Placed, RemoteCore
 from encoder_svc.server.gauges import decoded_gauges
-from encoder_svc.server.info import ModelFacts, budgets_of
-from encoder_svc.server.pipeline import make_pipeline
-from encoder_svc.transport.arena import Arena, ArenaView
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from encoder_svc.observability.tracing import OpenTelemetryTracer
     from encoder_svc.server.frontends.link import Handler
     from encoder_svc.server.pipeline import Pipeline
@@ -59,6 +55,7 @@ class _FrontEnd:
         self._handlers: dict[str, Handler] = {
             "begin": self._begin,
             "alive": self._alive,
+            "prepare": self._prepare,
             "open": self._open,
             "count": self._count,
             "drain": self._drain,
@@ -97,23 +94,16 @@ class _FrontEnd:
         self._probe = asyncio.create_task(probe_loop_lag(self._metrics))
         return None
 
-    async def _open(self, info: str, settings: dict[str, Any], input_processor: str, image_bytes: int) -> None:
-        """Begins to serve. ``image_bytes``: room for images that wait for the device."""
+    async def _prepare(self) -> None:
+        """To be opened soon."""
+        await asyncio.to_thread(_import_what_serves)
+
+    async def _open(self, **described: Any) -> None:
+        """Begins to serve; see :func:`encoder_svc.server.frontends.opened.open_pipeline`."""
         assert self._link is not None
         assert self._front is not None
-        embeddings, images, door = self._files
-        placed = Placed(Arena(images, image_bytes))
-        self._handlers.update(placed.handlers())
-        tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-        facts = ModelFacts(
-            encoder_pb2.GetModelInfoResponse.FromString(bytes.fromhex(info)),
-            ProcessorSettings(**settings | tuples),
-            input_processor,
-        )
-        core = RemoteCore(self._link, placed, ArenaView(embeddings), DoorSignReader(door, budgets_of(self._config)))
-        self._pipeline = make_pipeline(
-            self._config, facts, core, num_processes=self._config.frontend_processes, place=placed.place
-        )
+        opened = await asyncio.to_thread(_import_what_serves)
+        self._pipeline = opened.open_pipeline(self._config, self._link, self._handlers, self._files, **described)
         self._metrics.read_at_scrape(decoded_gauges(self._pipeline.decoded))
         spare_what_is_loaded()
         await self._front.open(self._pipeline)
@@ -134,3 +124,8 @@ class _FrontEnd:
             await self._front.stop(at_once=at_once)
         if self._pipeline is not None:
             self._pipeline.close()
+
+
+def _import_what_serves() -> ModuleType:
+    """Takes seconds."""
+    return importlib.import_module("encoder_svc.server.frontends.opened")

@@ -49,6 +49,7 @@ class FrontEnds:
         self._port: socket.socket | None = None
         self._running: list[FrontEnd | None] = [None] * config.frontend_processes
         self._keepers: list[asyncio.Task[None]] = []
+        self._preparing: set[asyncio.Task[None]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._ending = False
         self._gone: Counted = {}
@@ -73,6 +74,14 @@ class FrontEnds:
         self._keepers = [asyncio.create_task(self._keep(place)) for place in places]
         port: int = self._port.getsockname()[1]
         return port
+
+    def prepare(self) -> None:
+        for front_end in self._now():
+            preparing = asyncio.create_task(front_end.prepare())
+            self._preparing.add(preparing)
+            preparing.add_done_callback(self._preparing.discard)
+            # One that ended meanwhile is its keeper's to replace.
+            preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def open(self, loaded: Loaded) -> None:
         self._arena = Arena(self._embeddings, _embedding_bytes(self._config, loaded))
@@ -139,6 +148,8 @@ class FrontEnds:
         assert self._port is not None
         front_end = await FrontEnd.start(self._embeddings, self._door)
         self._running[place] = front_end
+        if self._loaded is not None:  # no caller shall come to it that it would refuse
+            await front_end.prepare()
         await front_end.begin(self._config, self._port.getsockname()[1])
         if self._arena is not None and self._loaded is not None:
             await front_end.open(self._config, self._arena, self._loaded)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import pytest
 from prometheus_client import generate_latest
 
 from encoder_svc.client import AsyncEncoderClient, PixelValues
+from encoder_svc.config import load_config
 from encoder_svc.errors import ConfigError, NotFoundError, OverloadedError, RequestError, UnavailableError
+from encoder_svc.observability.metrics import Metrics
+from encoder_svc.observability.request import Observer
 from encoder_svc.server.frontends.supervisor import FrontEnds
 from encoder_svc.server.loading import Loader
 from tests.server import in_process
@@ -21,7 +25,6 @@ from tests.server.frontends.inside import Inside, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from encoder_svc.client import ImageInput
     from encoder_svc.server.loading import Loaded
@@ -291,3 +294,27 @@ async def test_what_is_no_key_troubles_no_other_process(inside: Inside) -> None:
             await client.fetch(["x" * 20_000_000])
         assert await client.release(["x" * 20_000_000]) == 0
     assert inside.core.engine.queued_images == 0
+
+
+async def test_what_takes_long_to_import_is_left_until_it_is_needed() -> None:
+    """A start's own imports come first. Calls are refused meanwhile."""
+
+    def with_torch(pid: int) -> bool:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+    config = load_config(flags={"port": 0, "frontend_processes": 1, "device": "cpu"}, environment={}).config
+    front_ends = FrontEnds(config, Observer(Metrics()))
+    port = await front_ends.start()
+    try:
+        [front_end] = front_ends._now()
+        async with AsyncEncoderClient(f"127.0.0.1:{port}", timeout_s=30) as client:
+            with pytest.raises(UnavailableError, match="STARTING"):
+                await client.encode([noise(60, 60)])
+            assert not with_torch(front_end.pid)
+            front_ends.prepare()
+            while not with_torch(front_end.pid):
+                await asyncio.sleep(0.05)
+            with pytest.raises(UnavailableError, match="STARTING"):
+                await client.encode([noise(60, 60)])
+    finally:
+        await front_ends.stop(at_once=True)
