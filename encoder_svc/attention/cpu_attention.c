@@ -1,4 +1,4 @@
-// Attention for CPUs with AVX512-BF16 and no AMX.
+// Attention in AVX512-BF16, for CPUs without AMX.
 
 #include "cpu_attention.h"
 
