@@ -22,9 +22,10 @@ _LIMIT_S: Final = 60
 
 
 def load_compiled(sources: Sequence[str], *definitions: str) -> ctypes.CDLL:
-    """A library of this package's C files, for CPUs with AVX512-BF16.
+    """A library of C files of ours, for CPUs with AVX512-BF16.
 
     Args:
+        sources: paths inside encoder_svc.
         definitions: macros to define.
 
     Raises:
@@ -33,10 +34,11 @@ def load_compiled(sources: Sequence[str], *definitions: str) -> ctypes.CDLL:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (gcc) on the PATH")
-    flags = (*_FLAGS, *(f"-D{definition}" for definition in definitions))
-    with as_file(files("encoder_svc.attention")) as package, tempfile.TemporaryDirectory() as folder:
+    defined = [f"-D{definition}" for definition in definitions]
+    with as_file(files("encoder_svc")) as package, tempfile.TemporaryDirectory() as folder:
         # Two steps: linked with -fopenmp it would bring a second OpenMP runtime, whose threads fight with torch's.
-        _run(compiler, *flags, "-c", *(str(package / source) for source in sources), cwd=folder)
+        given = (*defined, f"-I{package / 'attention'}", "-c", *(str(package / source) for source in sources))
+        _run(compiler, *_FLAGS, *given, cwd=folder)
         objects = [f"{Path(source).stem}.o" for source in sources]
         _run(compiler, "-shared", *objects, "-o", "kernels.so", cwd=folder)
         return _loaded((Path(folder) / "kernels.so").read_bytes())

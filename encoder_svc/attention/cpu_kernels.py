@@ -29,12 +29,12 @@ _ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _
 _OPERATIONS: Final = {
     "rotate": (*[_POINTER] * 4, _COUNT, _INT, _INT, _INT),
     "gate": (_POINTER, _COUNT, _FLOAT, _INT),
-    "rms_norm": (*[_POINTER] * 3, _FLOAT, _COUNT, _INT, _INT),
-    "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT),
+    "rms_norm": (*[_POINTER] * 3, _FLOAT, _COUNT, _INT, _INT, _INT),
+    "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT, _INT),
 }
 _ATTENTION: Final = {
-    "avx512_bf16": ("cpu_attention.c", "attend"),
-    "amx_bf16": ("cpu_attention_amx.c", "attend_amx"),
+    "avx512_bf16": ("attention/cpu_attention.c", "attend"),
+    "amx_bf16": ("attention/cpu_attention_amx.c", "attend_amx"),
 }
 
 
@@ -52,7 +52,7 @@ class CpuKernels:
     def __init__(self, form: str, *definitions: str) -> None:
         self.form = form
         source, self._attend = _ATTENTION[form]
-        self._library = load_compiled(("cpu_operations.c", source), *definitions)
+        self._library = load_compiled(("attention/cpu_operations.c", source), *definitions)
         for name, arguments in (_OPERATIONS | {self._attend: _ATTEND}).items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, None
@@ -103,11 +103,29 @@ class CpuKernels:
         """LayerNorm of each row."""
         return self._normed("layer_norm", x_NC, weight_C, bias_C, eps=eps)
 
+    def norm_to_blocks(
+        self, x_NC: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor | None, eps: float, out: torch.Tensor
+    ) -> None:
+        """LayerNorm, or RMSNorm without a bias, of each row to blocks (``cpu_vectors.h``)."""
+        name, parameters = ("rms_norm", (weight_C,)) if bias_C is None else ("layer_norm", (weight_C, bias_C))
+        self._norm(name, x_NC, *parameters, eps=eps, out=out, in_blocks=True)
+
     def _normed(self, name: str, x_NC: torch.Tensor, *parameters: torch.Tensor, eps: float) -> torch.Tensor:
-        x_NC = x_NC.contiguous()
-        out_NC = torch.empty_like(x_NC)
-        self._run(name, *(x.data_ptr() for x in (x_NC, out_NC, *parameters)), eps, *x_NC.shape)
+        out_NC = torch.empty_like(x_NC, memory_format=torch.contiguous_format)
+        self._norm(name, x_NC, *parameters, eps=eps, out=out_NC, in_blocks=False)
         return out_NC
+
+    def _norm(
+        self,
+        name: str,
+        x_NC: torch.Tensor,
+        *parameters: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+        in_blocks: bool,
+    ) -> None:
+        x_NC = x_NC.contiguous()
+        self._run(name, *(x.data_ptr() for x in (x_NC, out, *parameters)), eps, *x_NC.shape, in_blocks)
 
     def _run(self, name: str, *arguments: float) -> None:
         with torch.profiler.record_function(f"cpu_kernels::{name}"):

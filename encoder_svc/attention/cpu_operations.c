@@ -32,33 +32,42 @@ INLINE float sum_of(const bf16 *row, int size) {
     return _mm512_reduce_add_ps(sum);
 }
 
+// A row's value c in out, which is [N, C] or in blocks; and how far a row reaches there.
+INLINE bf16 *place(bf16 *out, int64_t row, int c, int size, int blocks) {
+    return out + (blocks ? in_blocks(row, c / BLOCK, (size + BLOCK - 1) / BLOCK) + c % BLOCK : row * size + c);
+}
+
+INLINE int reach(int size, int blocks) { return blocks ? in_whole(size, BLOCK) : size; }
+
 // RMSNorm of each row of x [N, C].
-void rms_norm(const bf16 *x, bf16 *out, const bf16 *weight, float eps, int64_t patches, int size, int threads) {
+void rms_norm(const bf16 *x, bf16 *out, const bf16 *weight, float eps, int64_t patches, int size, int blocks,
+              int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < patches; n++) {
         const bf16 *row = x + n * size;
         const __m512 scale = _mm512_set1_ps(1 / sqrtf(squares_of(row, size, 0) / size + eps));
-        for (int c = 0; c < size; c += LANES) {
+        for (int c = 0; c < reach(size, blocks); c += LANES) {
             const __mmask16 lanes = first_lanes(size - c);
             const __m512 normed = _mm512_mul_ps(load(row + c, lanes), scale);
-            store(out + n * size + c, lanes, _mm512_mul_ps(normed, load(weight + c, lanes)));
+            store(place(out, n, c, size, blocks), blocks ? 0xFFFF : lanes,
+                  _mm512_mul_ps(normed, load(weight + c, lanes)));
         }
     }
 }
 
 // LayerNorm of each row of x [N, C].
 void layer_norm(const bf16 *x, bf16 *out, const bf16 *weight, const bf16 *bias, float eps, int64_t patches, int size,
-                int threads) {
+                int blocks, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < patches; n++) {
         const bf16 *row = x + n * size;
         const float mean = sum_of(row, size) / size;
         const __m512 means = _mm512_set1_ps(mean);
         const __m512 scale = _mm512_set1_ps(1 / sqrtf(squares_of(row, size, mean) / size + eps));
-        for (int c = 0; c < size; c += LANES) {
+        for (int c = 0; c < reach(size, blocks); c += LANES) {
             const __mmask16 lanes = first_lanes(size - c);
             const __m512 normed = _mm512_mul_ps(_mm512_sub_ps(load(row + c, lanes), means), scale);
-            store(out + n * size + c, lanes,
+            store(place(out, n, c, size, blocks), blocks ? 0xFFFF : lanes,
                   _mm512_fmadd_ps(normed, load(weight + c, lanes), load(bias + c, lanes)));
         }
     }

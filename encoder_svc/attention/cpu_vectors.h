@@ -14,7 +14,11 @@ typedef uint16_t bf16;
 
 #define LOG2_E 1.44269504f
 
-enum { LANES = 16 };  // floats of a vector
+enum {
+    LANES = 16,                      // floats of a vector
+    BLOCK = 2 * LANES,               // rows of a block, and values of a row in it
+    BLOCK_VALUES = BLOCK * BLOCK,
+};
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -43,4 +47,10 @@ INLINE __m512 exp2_of(__m512 x) {
     sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.9326099e-1f));
     sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.9992807e-1f));
     return _mm512_scalef_ps(sum, whole);
+}
+
+// Where a row's 32 values of a step lie in blocks [rows / 32][steps][32 rows][32 values], the layout of what AMX
+// multiplies. Values after a row's last are zeros.
+INLINE int64_t in_blocks(int64_t row, int step, int num_steps) {
+    return (row / BLOCK * num_steps + step) * BLOCK_VALUES + row % BLOCK * BLOCK;
 }

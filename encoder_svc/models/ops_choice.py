@@ -21,6 +21,8 @@ from encoder_svc.models.positions import inverse_frequencies
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from encoder_svc.attention.cpu_kernels import CpuKernels
+
 logger = logging.getLogger(__name__)
 
 TOLERANCES: Final = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
@@ -116,17 +118,26 @@ def _candidates(device: torch.device, dtype: torch.dtype, *, rotates_in_product:
 
 
 def _cpu_candidates(dtype: torch.dtype) -> dict[str, Callable[[], Ops]]:
-    from encoder_svc.attention.cpu_kernels import cpu_kernels
+    from encoder_svc.attention.cpu_kernels import cpu_kernels, has_amx
     from encoder_svc.models.ops_cpu import CpuOps, takes
     from encoder_svc.models.ops_cpu_kernels import CpuKernelOps
 
     candidates: dict[str, Callable[[], Ops]] = {}
     if takes(dtype):
         kernels = cpu_kernels() if dtype == torch.bfloat16 else None
+        if kernels is not None and has_amx():
+            candidates["amx_bf16"] = lambda: _amx(kernels)
         if kernels is not None:
             candidates["avx512_bf16"] = lambda: CpuKernelOps(kernels)
         candidates["onednn"] = CpuOps
     return candidates
+
+
+def _amx(kernels: CpuKernels) -> Ops:
+    from encoder_svc.models.amx_products import AmxProducts
+    from encoder_svc.models.ops_cpu_amx import AmxOps
+
+    return AmxOps(kernels, AmxProducts())
 
 
 def _quack(device: torch.device, *, rotates_in_product: bool) -> Ops:

@@ -24,6 +24,8 @@ from benchmarks.support.kernels import kernel_class, page_faults
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("aten::mul", "elementwise"),
         ("cpu_kernels::attend", "attention"),
+        ("amx_products::gemm", "matrix products"),
+        ("amx_products::copy_to_blocks", "copies"),
         ("cpu_kernels::attend_amx", "attention"),
         ("cpu_kernels::rotate", "rotary"),
         ("cpu_kernels::gate", "activation"),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
-from encoder_svc.attention.cpu_kernels import cpu_kernels
+from encoder_svc.attention import cpu_kernels as cpu_kernels_module
+from encoder_svc.attention.cpu_kernels import cpu_kernels, has_amx
+from encoder_svc.models import amx_products as amx_products_module
+from encoder_svc.models.amx_products import SIGMOIDS, AmxProducts
 from encoder_svc.models.ops import ACTIVATIONS, MlpWeights, NormWeights, Ops
 from encoder_svc.models.ops_choice import describe, ops_for
 from encoder_svc.models.ops_cpu import CpuOps, takes
+from encoder_svc.models.ops_cpu_amx import AmxOps
 from encoder_svc.models.ops_cpu_kernels import CpuKernelOps
 
 if TYPE_CHECKING:
@@ -48,10 +53,15 @@ def mlp(ops: Ops, act: str, dtype: torch.dtype, *, num_ups: int) -> MlpWeights:
     return ops.lay_out_mlp(ups, linear(INTERMEDIATE, HIDDEN, dtype, 20), act)
 
 
-def assert_close(run: Callable[[Ops, torch.dtype], torch.Tensor], dtype: torch.dtype, tolerance: float) -> None:
+def assert_close(
+    run: Callable[[Ops, torch.dtype], torch.Tensor],
+    dtype: torch.dtype,
+    tolerance: float,
+    chosen: Callable[[Ops], bool] = lambda ops: True,
+) -> None:
     """A CPU's operations in ``dtype``, its inputs rounded to it, against the plain ones in float32."""
     wanted = run(Ops(), torch.float32)
-    for ops in operations(dtype):
+    for ops in filter(chosen, operations(dtype)):
         got = run(ops, dtype).float()
         assert got.shape == wanted.shape
         assert ((got - wanted).norm() / wanted.norm()).item() < tolerance
@@ -60,21 +70,40 @@ def assert_close(run: Callable[[Ops, torch.dtype], torch.Tensor], dtype: torch.d
 def operations(dtype: torch.dtype) -> list[Ops]:
     """Those that this machine can run."""
     kernels = cpu_kernels() if dtype == torch.bfloat16 else None
-    return [CpuOps()] if kernels is None else [CpuOps(), CpuKernelOps(kernels)]
+    if kernels is None:
+        return [CpuOps()]
+    return [CpuOps(), CpuKernelOps(kernels), AmxOps(kernels, amx_products())]
+
+
+@cache
+def amx_products() -> AmxProducts:
+    """Their tiles emulated where there are none: the rest of the kernel is the one that runs on them."""
+    return AmxProducts() if has_amx() else AmxProducts("AMX_EMULATED")
 
 
 def test_the_log_and_the_config_hash_tell_them_from_the_plain_ones() -> None:
     assert describe(CpuOps()) == "onednn"
     assert describe(Ops()) == "torch"
-    for ops in operations(torch.bfloat16)[1:]:
-        assert describe(ops) == "onednn and avx512_bf16"
+    names = [describe(ops) for ops in operations(torch.bfloat16)]
+    assert names == ["onednn", "onednn and avx512_bf16", "amx_bf16"][: len(names)]
 
 
 def test_they_are_chosen_where_the_cpu_runs_them() -> None:
     cpu = torch.device("cpu")
     assert describe(ops_for(cpu, torch.float32)) == "onednn"
     if takes(torch.bfloat16):
-        assert describe(ops_for(cpu, torch.bfloat16)) == describe(operations(torch.bfloat16)[-1])
+        last = -1 if has_amx() else min(1, len(operations(torch.bfloat16)) - 1)
+        assert describe(ops_for(cpu, torch.bfloat16)) == describe(operations(torch.bfloat16)[last])
+
+
+def test_products_with_amx_come_first_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    if len(operations(torch.bfloat16)) < 2:
+        pytest.skip("this CPU has no AVX512-BF16, or gcc is missing")
+    monkeypatch.setattr(cpu_kernels_module, "has_amx", lambda: True)
+    monkeypatch.setattr(amx_products_module, "AmxProducts", amx_products)
+    cpu = torch.device("cpu")
+    assert describe(ops_for(cpu, torch.bfloat16, "silu", gated=True)) == "amx_bf16"
+    assert describe(ops_for(cpu, torch.bfloat16, "gelu")) == "onednn and avx512_bf16"
 
 
 @DTYPES
@@ -148,7 +177,13 @@ def test_an_mlp(dtype: torch.dtype, tolerance: float, act: str, num_ups: int) ->
         ops.add_mlp_(hidden, norm, mlp(ops, act, dtype, num_ups=num_ups))
         return hidden
 
-    assert_close(run, dtype, tolerance)
+    assert_close(run, dtype, tolerance, lambda ops: not isinstance(ops, AmxOps) or act in SIGMOIDS)
+
+
+def test_an_activation_that_amx_products_lack_is_refused() -> None:
+    for ops in operations(torch.bfloat16)[2:]:
+        with pytest.raises(ValueError, match="not gelu"):
+            mlp(ops, "gelu", torch.bfloat16, num_ups=1)
 
 
 def test_weights_are_not_kept_twice() -> None:

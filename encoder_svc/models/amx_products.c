@@ -1,0 +1,147 @@
+// Matrix products with AMX's tiles, and what follows them before anything is rounded.
+//
+// Rows that are multiplied lie in blocks (cpu_vectors.h), weights in panels [outputs / 32][depth / 32][2][16 pairs]
+// [16 outputs][2], so that tiles are read in the order in which they lie: two by two are multiplied together. Rows of a
+// block after the last hold anything: they shape no other row.
+
+#include "cpu_tiles.h"
+
+enum {
+    GROUP = 4,                           // panels that are multiplied by rows that lie in the second cache
+    STEPS = 16,                          // for which a panel's weights stay in the nearest cache
+    ROWS = 512,                          // at most, whose sums for a group lie in the second cache
+};
+
+enum { ACTIVATED = 1, ADDED = 2, IN_BLOCKS = 4 };  // what becomes of a product
+
+typedef struct {
+    const bf16 *rows, *panels, *bias, *gate_bias;  // with gate_bias, panels of gate and of up values take turns
+    bf16 *out;                                     // [N, outputs], or blocks
+    int num_rows, num_steps, outputs, how;
+    float slope, cubic;                            // of the activation x · sigmoid(slope · (x + cubic · x³))
+} Product;
+
+typedef float Sums[ROWS / BLOCK][BLOCK][BLOCK];  // of one panel, by block of rows
+
+INLINE void multiply(const int add, int steps, const bf16 *left, const bf16 *right, float sums[BLOCK][BLOCK]) {
+    const int bytes = BLOCK * sizeof(float);
+    if (add) {
+        LOAD_TILE(0, sums[0], bytes);
+        LOAD_TILE(1, sums[TILE_ROWS], bytes);
+        LOAD_TILE(2, sums[0] + LANES, bytes);
+        LOAD_TILE(3, sums[TILE_ROWS] + LANES, bytes);
+    } else {
+        ZERO_TILE(0);
+        ZERO_TILE(1);
+        ZERO_TILE(2);
+        ZERO_TILE(3);
+    }
+    for (int s = 0; s < steps; s++, left += BLOCK_VALUES, right += BLOCK_VALUES) {
+        LOAD_TILE(6, right, 64);
+        LOAD_TILE(4, left, 64);
+        MULTIPLY_TILES(0, 4, 6);
+        LOAD_TILE(5, left + TILE_VALUES, 64);
+        MULTIPLY_TILES(1, 5, 6);
+        LOAD_TILE(7, right + TILE_VALUES, 64);
+        MULTIPLY_TILES(2, 4, 7);
+        MULTIPLY_TILES(3, 5, 7);
+    }
+    STORE_TILE(0, sums[0], bytes);
+    STORE_TILE(1, sums[TILE_ROWS], bytes);
+    STORE_TILE(2, sums[0] + LANES, bytes);
+    STORE_TILE(3, sums[TILE_ROWS] + LANES, bytes);
+}
+
+static void multiply_group(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
+    for (int first = 0; first < p->num_steps; first += STEPS) {
+        const int steps = least(STEPS, p->num_steps - first);
+        for (int panel = 0; panel < panels; panel++) {
+            const bf16 *right = p->panels + ((int64_t)(first_panel + panel) * p->num_steps + first) * BLOCK_VALUES;
+            for (int row = first_row, block = 0; row < stop_row; row += BLOCK, block++) {
+                const bf16 *left = p->rows + in_blocks(row, first, p->num_steps);
+                if (first)
+                    multiply(1, steps, left, right, sums[panel][block]);
+                else
+                    multiply(0, steps, left, right, sums[panel][block]);
+            }
+        }
+    }
+}
+
+INLINE __m512 activated(__m512 x, float slope, float cubic) {
+    const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_mul_ps(x, _mm512_set1_ps(cubic)));
+    const __m512 power = _mm512_mul_ps(_mm512_add_ps(x, cubed), _mm512_set1_ps(-slope * LOG2_E));
+    return _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1), exp2_of(power))));
+}
+
+// One row's 32 outputs of a panel.
+INLINE void finish(const Product *p, int64_t row, int panel, const float *sums, const float *gate) {
+    for (int c = 0; c < BLOCK; c += LANES) {
+        const int column = panel * BLOCK + c;
+        const __mmask16 lanes = first_lanes(p->outputs - column);
+        __m512 value = _mm512_add_ps(_mm512_loadu_ps(sums + c), load(p->bias + column, lanes));
+        if (gate) {
+            const __m512 gates = _mm512_add_ps(_mm512_loadu_ps(gate + c), load(p->gate_bias + column, lanes));
+            value = _mm512_mul_ps(value, activated(gates, p->slope, p->cubic));
+        } else if (p->how & ACTIVATED) {
+            value = activated(value, p->slope, p->cubic);
+        }
+        if (p->how & IN_BLOCKS) {
+            store(p->out + in_blocks(row, panel, in_whole(p->outputs, BLOCK) / BLOCK) + c, 0xFFFF, value);
+            continue;
+        }
+        bf16 *to = p->out + row * p->outputs + column;
+        if (p->how & ADDED) value = _mm512_add_ps(value, load(to, lanes));
+        store(to, lanes, value);
+    }
+}
+
+static void finish_group(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
+    const int gated = p->gate_bias != 0, each = 1 + gated;
+    for (int row = first_row; row < stop_row; row++)
+        for (int panel = 0; panel < panels; panel += each) {
+            const int block = (row - first_row) / BLOCK, line = (row - first_row) % BLOCK;
+            finish(p, row, (first_panel + panel) / each, sums[panel + gated][block][line],
+                   gated ? sums[panel][block][line] : 0);
+        }
+}
+
+void multiply_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, const bf16 *gate_bias, bf16 *out,
+                  int num_rows, int num_steps, int outputs, int how, float slope, float cubic, int threads) {
+    const Product p = {.rows = rows, .panels = panels, .bias = bias, .gate_bias = gate_bias, .out = out,
+                       .num_rows = num_rows, .num_steps = num_steps, .outputs = outputs, .how = how,
+                       .slope = slope, .cubic = cubic};
+    const int num_panels = in_whole(outputs, BLOCK) / BLOCK * (gate_bias ? 2 : 1);
+    const int groups = (num_panels + GROUP - 1) / GROUP;
+    // At least two items a thread, where there are enough rows.
+    const int wanted = (2 * threads + groups - 1) / groups, needed = (num_rows + ROWS - 1) / ROWS;
+    const int parts = wanted > needed ? wanted : needed;
+    const int part = in_whole((num_rows + parts - 1) / parts, BLOCK);
+    const int used = (num_rows + part - 1) / part;
+#pragma omp parallel num_threads(threads)
+    {
+        _Alignas(64) Sums sums[GROUP];
+        begin_tiles();
+#pragma omp for schedule(dynamic)
+        for (int item = 0; item < groups * used; item++) {
+            const int first_panel = item / used * GROUP, first_row = item % used * part;
+            const int here = least(GROUP, num_panels - first_panel), stop = least(first_row + part, num_rows);
+            multiply_group(&p, first_panel, here, first_row, stop, sums);
+            finish_group(&p, first_panel, here, first_row, stop, sums);
+        }
+        end_tiles();
+    }
+}
+
+// Rows of x [N, size] in blocks.
+void lay_out_rows(const bf16 *x, bf16 *blocks, int64_t num_rows, int size, int threads) {
+    const int num_steps = in_whole(size, BLOCK) / BLOCK;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < num_rows; row++)
+        for (int step = 0; step < num_steps; step++) {
+            const int left = size - step * BLOCK;
+            const __mmask32 lanes = left >= BLOCK ? 0xFFFFFFFFu : (1u << left) - 1;
+            _mm512_storeu_si512(blocks + in_blocks(row, step, num_steps),
+                                _mm512_maskz_loadu_epi16(lanes, x + row * size + step * BLOCK));
+        }
+}
