@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from encoder_svc.transport.arena import Arena
 
 logger = logging.getLogger(__name__)
@@ -23,20 +22,31 @@ logger = logging.getLogger(__name__)
 _STEP_BYTES: Final = 256 * 2**20
 
 
+class Pages(Protocol):
+    """Those of this process's memory."""
+
+    def lock(self, address: int, num_bytes: int) -> None:
+        """Keeps them where they are, for the device.
+
+        Raises:
+            RuntimeError: the system refuses.
+        """
+
+    def unlock(self, address: int) -> None:
+        """Gives back what was locked at this address."""
+
+
 class Landing:
     """Deals out an arena's page-locked blocks. Belongs to the device's thread.
-
-    Args:
-        lock_pages: locks the pages at an address, so many bytes; raises RuntimeError where the system refuses.
 
     Attributes:
         locked_bytes: of the arena's beginning.
     """
 
-    def __init__(self, arena: Arena, lock_pages: Callable[[int, int], None]) -> None:
+    def __init__(self, arena: Arena, pages: Pages) -> None:
         self.locked_bytes = 0
         self._arena = arena
-        self._lock_pages = lock_pages
+        self._pages = pages
         self._locking: threading.Thread | None = None
         self._refused = False
 
@@ -59,21 +69,25 @@ class Landing:
             start = self.locked_bytes
             size = min(_STEP_BYTES, self._arena.num_bytes - start)
             try:
-                self._lock_pages(self._arena.address + start, size)
+                address = self._arena.address + start
+                self._pages.lock(address, size)
             except RuntimeError as error:
                 logger.warning("embeddings take one copy more: pages that processes share cannot be locked: %s", error)
                 self._refused = True
                 return
+            self._arena.call_when_freed(partial(self._pages.unlock, address))
             self.locked_bytes = start + size
 
 
-def lock_for_cuda(address: int, num_bytes: int) -> None:
-    """Has CUDA lock pages of this process, for as long as it lives.
+class CudaPages:
+    """Pages that CUDA knows."""
 
-    Raises:
-        RuntimeError: it refuses.
-    """
-    cudart = torch.cuda.cudart()
-    error = cudart.cudaHostRegister(address, num_bytes, 0)
-    if int(error) != 0:
-        raise RuntimeError(cudart.cudaGetErrorString(error))
+    def lock(self, address: int, num_bytes: int) -> None:
+        """See :class:`Pages`; so with the other."""
+        cudart = torch.cuda.cudart()
+        error = cudart.cudaHostRegister(address, num_bytes, 0)
+        if int(error) != 0:
+            raise RuntimeError(cudart.cudaGetErrorString(error))
+
+    def unlock(self, address: int) -> None:
+        torch.cuda.cudart().cudaHostUnregister(address)

@@ -16,7 +16,7 @@ import torch
 from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
 from encoder_svc.engine.gaps import LayerGaps
 from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
-from encoder_svc.engine.landing import Landing, lock_for_cuda
+from encoder_svc.engine.landing import CudaPages, Landing
 from encoder_svc.engine.memory import measure, rehearse
 from encoder_svc.engine.outputs import finite_bytes, split_by_image
 
@@ -182,7 +182,7 @@ class DeviceRunner:
     def land_in(self, arena: Arena) -> None:
         """Has a GPU write embeddings into this arena by itself, as far as there is room that is page-locked."""
         if self._lanes is not None:
-            self._landing = Landing(arena, lock_for_cuda)
+            self._landing = Landing(arena, CudaPages())
 
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """See :class:`Runner`."""

@@ -9,9 +9,12 @@ import time
 import weakref
 from bisect import bisect_left
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Of a cache line, so that no block begins in another's.
 _ALIGNMENT: Final = 64
@@ -51,6 +54,10 @@ class Arena:
         """Where it begins in this process's memory."""
         address: int = self._bytes.ctypes.data
         return address
+
+    def call_when_freed(self, call: Callable[[], object]) -> None:
+        """Before its memory is given back: when nothing refers to it, nor to a block of it."""
+        weakref.finalize(self._bytes, call).atexit = False
 
     @property
     def taken_bytes(self) -> int:

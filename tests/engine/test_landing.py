@@ -41,9 +41,12 @@ class Locks:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def __call__(self, address: int, num_bytes: int) -> None:
+    def lock(self, address: int, num_bytes: int) -> None:
         self.go_on.wait(10)
         self.pages.append((address, num_bytes))
+
+    def unlock(self, address: int) -> None:
+        self.pages.remove(next(locked for locked in self.pages if locked[0] == address))
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -95,6 +98,19 @@ def test_the_last_step_ends_with_the_arena(arena: Arena) -> None:
     assert landing.take(arena.num_bytes) is not None
 
 
+def test_pages_are_unlocked_before_an_arena_s_memory_is_given_back() -> None:
+    file, locks = new_shared_file("test"), Locks()
+    arena = Arena(file, STEP)
+    landing = Landing(arena, locks)
+    while (block := landing.take(100)) is None:
+        time.sleep(0.005)
+    del arena, landing
+    assert len(locks.pages) == 1
+    del block
+    assert locks.pages == []
+    os.close(file)
+
+
 def test_a_full_arena_has_no_block(arena: Arena) -> None:
     held = arena.take(arena.num_bytes)
     assert Landing(arena, Locks()).take(64) is None
@@ -104,11 +120,12 @@ def test_a_full_arena_has_no_block(arena: Arena) -> None:
 def test_a_refusal_is_said_once_and_asked_for_once(arena: Arena, caplog: pytest.LogCaptureFixture) -> None:
     asked = []
 
-    def refuse(address: int, num_bytes: int) -> None:
-        asked.append(address)
-        raise RuntimeError("operation not supported")
+    class Refusing(Locks):
+        def lock(self, address: int, num_bytes: int) -> None:
+            asked.append(address)
+            raise RuntimeError("operation not supported")
 
-    landing = Landing(arena, refuse)
+    landing = Landing(arena, Refusing())
     with caplog.at_level(logging.WARNING):
         assert landing.take(100) is None
         until(lambda: "cannot be locked: operation not supported" in caplog.text)
