@@ -8,8 +8,8 @@
 
 enum {
     GROUP = 4,                           // panels that are multiplied by rows that lie in the second cache
-    STEPS = 16,                          // for which a panel's weights stay in the nearest cache
-    ROWS = 512,                          // at most, whose sums for a group lie in the second cache
+    STEPS = 40,                          // for which sums stay in their tiles
+    ROWS = 256,                          // at most: they and their sums for a group lie in the second cache
 };
 
 enum { ACTIVATED = 1, ADDED = 2, IN_BLOCKS = 4 };  // what becomes of a product
