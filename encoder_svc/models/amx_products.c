@@ -8,6 +8,7 @@
 
 enum {
     GROUP = 4,                           // panels that are multiplied by rows that lie in the second cache
+    MAX_GROUP = 9,                       // where heads are rotated: those of whole heads, for head sizes 72 and 80 9 and 5
     STEPS = 40,                          // for which sums stay in their tiles
     ROWS = 256,                          // at most: they and their sums for a group lie in the second cache
 };
@@ -19,6 +20,8 @@ typedef struct {
     bf16 *out;                                     // [N, outputs], or blocks
     int num_rows, num_steps, outputs, how;
     float slope, cubic;                            // of the activation x · sigmoid(slope · (x + cubic · x³))
+    const float *cos, *sin;                        // [N, head_size / 2], where outputs are q, k and v, for q and k
+    int head_size;
 } Product;
 
 typedef float Sums[ROWS / BLOCK][BLOCK][BLOCK];  // of one panel, by block of rows
@@ -96,6 +99,42 @@ INLINE void finish(const Product *p, int64_t row, int panel, const float *sums, 
     }
 }
 
+// One row's heads of a group, as they begin in line: q and k rotated, a head's halves the pairs.
+INLINE void finish_heads(const Product *p, int64_t row, int first_column, int columns, const float *line) {
+    const int half = p->head_size / 2;
+    for (int head = 0; head < columns; head += p->head_size) {
+        const float *from = line + head;
+        bf16 *to = p->out + row * p->outputs + first_column + head;
+        for (int d = 0; d < half; d += LANES) {
+            const __mmask16 lanes = first_lanes(half - d);
+            const __m512 first = _mm512_loadu_ps(from + d), second = _mm512_loadu_ps(from + half + d);
+            if (first_column + head >= p->outputs / 3 * 2) {
+                store(to + d, lanes, first);
+                store(to + half + d, lanes, second);
+                continue;
+            }
+            const __m512 c = _mm512_maskz_loadu_ps(lanes, p->cos + row * half + d);
+            const __m512 s = _mm512_maskz_loadu_ps(lanes, p->sin + row * half + d);
+            store(to + d, lanes, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
+            store(to + half + d, lanes, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
+        }
+    }
+}
+
+static void finish_rotated(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
+    _Alignas(64) float line[MAX_GROUP * BLOCK + LANES];
+    const int first_column = first_panel * BLOCK, columns = least(panels * BLOCK, p->outputs - first_column);
+    for (int row = first_row; row < stop_row; row++) {
+        const int block = (row - first_row) / BLOCK, within = (row - first_row) % BLOCK;
+        for (int c = 0; c < columns; c += LANES) {
+            const __m512 bias = load(p->bias + first_column + c, first_lanes(columns - c));
+            const float *from = sums[c / BLOCK][block][within] + c % BLOCK;
+            _mm512_store_ps(line + c, _mm512_add_ps(_mm512_loadu_ps(from), bias));
+        }
+        finish_heads(p, row, first_column, columns, line);
+    }
+}
+
 static void finish_group(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
     const int gated = p->gate_bias != 0, each = 1 + gated;
     for (int row = first_row; row < stop_row; row++)
@@ -106,31 +145,53 @@ static void finish_group(const Product *p, int first_panel, int panels, int firs
         }
 }
 
+// Panels that are taken together: whole heads, where heads are rotated.
+static int group_of(int head_size) {
+    int panels = 1;
+    while (head_size && panels * BLOCK % head_size) panels++;
+    return panels >= GROUP ? panels : GROUP / panels * panels;
+}
+
+static void multiply_all(const Product *p, int threads) {
+    const int num_panels = in_whole(p->outputs, BLOCK) / BLOCK * (p->gate_bias ? 2 : 1);
+    const int group = group_of(p->head_size), groups = (num_panels + group - 1) / group;
+    // At least two items a thread, where there are enough rows.
+    const int wanted = (2 * threads + groups - 1) / groups, needed = (p->num_rows + ROWS - 1) / ROWS;
+    const int parts = wanted > needed ? wanted : needed;
+    const int part = in_whole((p->num_rows + parts - 1) / parts, BLOCK);
+    const int used = (p->num_rows + part - 1) / part;
+#pragma omp parallel num_threads(threads)
+    {
+        _Alignas(64) Sums sums[MAX_GROUP];
+        begin_tiles();
+#pragma omp for schedule(dynamic)
+        for (int item = 0; item < groups * used; item++) {
+            const int first_panel = item / used * group, first_row = item % used * part;
+            const int here = least(group, num_panels - first_panel), stop = least(first_row + part, p->num_rows);
+            multiply_group(p, first_panel, here, first_row, stop, sums);
+            if (p->head_size)
+                finish_rotated(p, first_panel, here, first_row, stop, sums);
+            else
+                finish_group(p, first_panel, here, first_row, stop, sums);
+        }
+        end_tiles();
+    }
+}
+
 void multiply_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, const bf16 *gate_bias, bf16 *out,
                   int num_rows, int num_steps, int outputs, int how, float slope, float cubic, int threads) {
     const Product p = {.rows = rows, .panels = panels, .bias = bias, .gate_bias = gate_bias, .out = out,
                        .num_rows = num_rows, .num_steps = num_steps, .outputs = outputs, .how = how,
                        .slope = slope, .cubic = cubic};
-    const int num_panels = in_whole(outputs, BLOCK) / BLOCK * (gate_bias ? 2 : 1);
-    const int groups = (num_panels + GROUP - 1) / GROUP;
-    // At least two items a thread, where there are enough rows.
-    const int wanted = (2 * threads + groups - 1) / groups, needed = (num_rows + ROWS - 1) / ROWS;
-    const int parts = wanted > needed ? wanted : needed;
-    const int part = in_whole((num_rows + parts - 1) / parts, BLOCK);
-    const int used = (num_rows + part - 1) / part;
-#pragma omp parallel num_threads(threads)
-    {
-        _Alignas(64) Sums sums[GROUP];
-        begin_tiles();
-#pragma omp for schedule(dynamic)
-        for (int item = 0; item < groups * used; item++) {
-            const int first_panel = item / used * GROUP, first_row = item % used * part;
-            const int here = least(GROUP, num_panels - first_panel), stop = least(first_row + part, num_rows);
-            multiply_group(&p, first_panel, here, first_row, stop, sums);
-            finish_group(&p, first_panel, here, first_row, stop, sums);
-        }
-        end_tiles();
-    }
+    multiply_all(&p, threads);
+}
+
+// q, k and v [N, 3, H, D], q and k rotated; D's whole heads end with a panel within MAX_GROUP.
+void multiply_rotated_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, bf16 *out, const float *cos,
+                          const float *sin, int num_rows, int num_steps, int outputs, int head_size, int threads) {
+    const Product p = {.rows = rows, .panels = panels, .bias = bias, .out = out, .num_rows = num_rows,
+                       .num_steps = num_steps, .outputs = outputs, .cos = cos, .sin = sin, .head_size = head_size};
+    multiply_all(&p, threads);
 }
 
 // Rows of x [N, size] in blocks.

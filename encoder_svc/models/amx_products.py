@@ -9,6 +9,7 @@ Shapes: N rows, I inputs, O outputs; blocks are those of ``cpu_vectors.h``, pane
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Final
 
 import torch
@@ -18,6 +19,7 @@ from encoder_svc.attention.cpu_compiler import load_compiled
 
 _BLOCK: Final = 32
 _TILE: Final = 16
+_MAX_GROUP: Final = 9
 # What becomes of a product.
 _ACTIVATED, _ADDED, _IN_BLOCKS = 1, 2, 4
 
@@ -44,9 +46,11 @@ class AmxProducts:
     def __init__(self, *definitions: str) -> None:
         library = load_compiled(("models/amx_products.c",), *definitions)
         self._multiply, self._lay_out_rows = library.multiply_amx, library.lay_out_rows
+        self._multiply_rotated = library.multiply_rotated_amx
         self._multiply.argtypes = (*[_POINTER] * 5, *[_INT] * 4, _FLOAT, _FLOAT, _INT)
         self._lay_out_rows.argtypes = (_POINTER, _POINTER, _COUNT, _INT, _INT)
-        self._multiply.restype = self._lay_out_rows.restype = None
+        self._multiply_rotated.argtypes = (*[_POINTER] * 6, *[_INT] * 5)
+        self._multiply.restype = self._lay_out_rows.restype = self._multiply_rotated.restype = None
 
     @staticmethod
     def empty_blocks(num_rows: int, size: int) -> torch.Tensor:
@@ -98,3 +102,25 @@ class AmxProducts:
         slope, cubic = SIGMOIDS[act] if act else (0.0, 0.0)
         with torch.profiler.record_function("amx_products::gemm"):
             self._multiply(*pointers, *sizes, how, slope, cubic, torch.get_num_threads())
+
+    @staticmethod
+    def rotates(head_size: int) -> bool:
+        """Whether :meth:`multiply_rotated` takes heads of this size."""
+        return head_size % 2 == 0 and math.lcm(head_size, _BLOCK) <= _MAX_GROUP * _BLOCK
+
+    def multiply_rotated(
+        self,
+        blocks: torch.Tensor,
+        panels: torch.Tensor,
+        bias_O: torch.Tensor,
+        out_N3HD: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> None:
+        """q, k and v to ``out``, q and k rotated before anything is rounded. cos and sin are float32 [N, D / 2]."""
+        assert out_N3HD.is_contiguous()
+        num_rows, _, _, head_size = out_N3HD.shape
+        pointers = [x.data_ptr() for x in (blocks, panels, bias_O, out_N3HD, cos.contiguous(), sin.contiguous())]
+        sizes = (num_rows, blocks.shape[1], len(bias_O), head_size)
+        with torch.profiler.record_function("amx_products::gemm_rotated"):
+            self._multiply_rotated(*pointers, *sizes, torch.get_num_threads())

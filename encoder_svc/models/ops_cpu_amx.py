@@ -58,9 +58,15 @@ class AmxOps(CpuKernelOps):
     def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
         head_size = len(weights.linear.bias) // (3 * weights.num_heads)
         qkv_N3HD = x_NC.new_empty(len(x_NC), 3, weights.num_heads, head_size)
-        for x, qkv in zip(x_NC.split(_ROWS), qkv_N3HD.split(_ROWS), strict=True):
-            self._products.multiply(self._normed(x, norm), weights.linear.weight, weights.linear.bias, qkv, len(x))
-        self.rotate_(qkv_N3HD, rotary)
+        linear, rotates = weights.linear, self._products.rotates(head_size)
+        stretches = (tensor.split(_ROWS) for tensor in (x_NC, qkv_N3HD, *rotary))
+        for x, qkv, cos, sin in zip(*stretches, strict=True):
+            blocks = self._normed(x, norm)
+            if rotates:
+                self._products.multiply_rotated(blocks, linear.weight, linear.bias, qkv, cos, sin)
+            else:
+                self._products.multiply(blocks, linear.weight, linear.bias, qkv, len(x))
+                self.rotate_(qkv, (cos, sin))
         return qkv_N3HD
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from encoder_svc.attention.cpu_kernels import has_amx, has_avx512_bf16
 from encoder_svc.models.amx_products import SIGMOIDS, AmxProducts
-from encoder_svc.models.ops import ACTIVATIONS
+from encoder_svc.models.ops import ACTIVATIONS, Ops
 from tests.tools import require
 
 # Little more than rounding to bfloat16 once, 1.7e-3.
@@ -82,3 +82,20 @@ def test_what_is_activated_is_what_the_next_product_reads(
     )
     products.multiply(blocks, products.panels(down), down_bias, out, rows)
     assert error(out, F.linear(inner, down.double(), down_bias.double())) < TOLERANCE
+
+
+@pytest.mark.parametrize(("heads", "head_size"), [(2, 64), (16, 72), (4, 80), (3, 16), (5, 36), (1, 128)])
+def test_queries_and_keys_are_rotated(products: AmxProducts, heads: int, head_size: int) -> None:
+    assert products.rotates(head_size)
+    x, (weight, bias) = random(70, 64, seed=0), layer(64, 3 * heads * head_size, 1)
+    angles = random(70, head_size // 2, seed=3).float()
+    cos, sin = angles.cos(), angles.sin()
+    wanted = F.linear(x.double(), weight.double(), bias.double()).unflatten(1, (3, heads, head_size))
+    Ops().rotate_(wanted, (cos.double(), sin.double()))
+    out_N3HD = torch.empty(70, 3, heads, head_size, dtype=torch.bfloat16)
+    products.multiply_rotated(products.blocks(x), products.panels(weight), bias, out_N3HD, cos, sin)
+    assert error(out_N3HD, wanted) < TOLERANCE
+
+
+def test_heads_that_end_with_no_panel_are_not_rotated() -> None:
+    assert not AmxProducts.rotates(88)

@@ -152,14 +152,14 @@ def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(dtype: torch.d
 
 
 @DTYPES
-@pytest.mark.parametrize("num_patches", [40, NUM_PATCHES])
+@pytest.mark.parametrize(("num_patches", "head_size"), [(40, 16), (NUM_PATCHES, 16), (40, 88)])
 def test_the_projection_to_rotated_queries_keys_and_values(
-    dtype: torch.dtype, tolerance: float, num_patches: int
+    dtype: torch.dtype, tolerance: float, num_patches: int, head_size: int
 ) -> None:
-    angles = random(num_patches, 8, dtype=torch.float32, seed=7)
+    angles = random(num_patches, head_size // 2, dtype=torch.float32, seed=7)
 
     def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
-        weights = ops.lay_out_qkv(linear(HIDDEN, 3 * 4 * 16, dtype, 3), 4, torch.empty(0))
+        weights = ops.lay_out_qkv(linear(HIDDEN, 3 * 4 * head_size, dtype, 3), 4, torch.empty(0))
         norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), random(HIDDEN, dtype=dtype, seed=2), 1e-6)
         hidden = random(num_patches, HIDDEN, dtype=dtype, seed=5)
         return ops.rotated_qkv(hidden, norm, weights, (angles.cos(), angles.sin()))
