@@ -69,7 +69,6 @@ static void attend_chunk(Chunk c) {
         greatest[row] = LOWEST;
         total[row] = 0;
     }
-    memset(sums, 0, sizeof(float) * c.num_queries * width);
     for (int first_key = 0; first_key < c.num_keys; first_key += KEYS) {
         const int count = least(KEYS, c.num_keys - first_key);
         lay_out_keys(c.k + first_key * c.k_stride, c.k_stride, count, head_size, keys);
@@ -83,12 +82,12 @@ static void attend_chunk(Chunk c) {
                              scores + row * KEYS + key, KEYS, 0);
             for (int row = 0; row < block; row++)
                 weigh(scores + row * KEYS, count, c.factor, weights + row * KEYS, greatest + first + row,
-                      total + first + row, sums + (first + row) * width, width);
+                      total + first + row, sums + (first + row) * width, first_key ? width : 0);
             for (int d = 0; d < width; d += PANEL)
                 for (int row = 0; row < block; row += ROWS)
                     multiply(least(ROWS, block - row), least(VECTORS, (width - d) / LANES), (count + 1) / 2,
                              weights + row * KEYS, KEYS, values + 2 * d, 2 * width, sums + (first + row) * width + d,
-                             width, 1);
+                             width, first_key > 0);
         }
     }
     store_chunk(c, sums, width, total);

@@ -6,13 +6,13 @@
 enum {
     STEP = 2 * TILE_PAIRS,               // values of a query that one product of tiles takes
     QUERIES = 2 * TILE_ROWS,             // two tiles by two are multiplied together
-    KEYS = 512,                          // keys between two updates of the running softmax
+    KEYS = 256,                          // keys between two updates of the running softmax
     CHUNK = 512,                         // queries for which keys are laid out once; their sums lie in the second cache
 };
 
 // sums[32][32] (+)= left[32][steps · 32] · right, whose tiles of 16 columns are `next` values apart and whose steps
 // `step`; only the first 16 columns where it is not wide.
-INLINE void multiply(const int wide, const int add, int steps, const bf16 *left, int left_stride, const bf16 *right,
+INLINE void multiply(int wide, int add, int steps, const bf16 *left, int left_stride, const bf16 *right,
                      int step, int next, int right_stride, float *sums, int sums_stride) {
     const int left_bytes = 2 * left_stride, right_bytes = 2 * right_stride, sums_bytes = 4 * sums_stride;
     float *lower = sums + TILE_ROWS * sums_stride;
@@ -75,8 +75,7 @@ static void attend_chunk(Chunk c) {
         greatest[row] = LOWEST;
         total[row] = 0;
     }
-    memset(sums, 0, sizeof(float) * in_whole(c.num_queries, QUERIES) * width);
-    memset(weights, 0, sizeof weights);  // rows after the last query are multiplied too
+    if (c.num_queries % QUERIES) memset(weights, 0, sizeof weights);  // rows after the last query are multiplied too
     for (int first_key = 0; first_key < c.num_keys; first_key += KEYS) {
         const int count = least(KEYS, c.num_keys - first_key), padded = in_whole(count, STEP);
         lay_out_keys(c.k + first_key * c.k_stride, c.k_stride, count, padded, c.head_size, keys);
@@ -87,15 +86,10 @@ static void attend_chunk(Chunk c) {
                          LANES * depth, 2 * TILE_PAIRS, scores + key, KEYS);
             for (int row = 0; row < least(QUERIES, c.num_queries - first); row++)
                 weigh(scores + row * KEYS, count, c.factor, weights + row * KEYS, greatest + first + row,
-                      total + first + row, sums + (first + row) * width, width);
-            float *sum = sums + first * width;
+                      total + first + row, sums + (first + row) * width, first_key ? width : 0);
             for (int d = 0; d < width; d += 2 * LANES)
-                if (d + LANES < width)
-                    multiply(1, 1, padded / STEP, weights, KEYS, values + 2 * d, 2 * width * TILE_PAIRS, 2 * LANES,
-                             2 * width, sum + d, width);
-                else
-                    multiply(0, 1, padded / STEP, weights, KEYS, values + 2 * d, 2 * width * TILE_PAIRS, 2 * LANES,
-                             2 * width, sum + d, width);
+                multiply(d + LANES < width, first_key > 0, padded / STEP, weights, KEYS, values + 2 * d,
+                         2 * width * TILE_PAIRS, 2 * LANES, 2 * width, sums + first * width + d, width);
         }
     }
     store_chunk(c, sums, width, total);

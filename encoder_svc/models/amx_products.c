@@ -26,7 +26,7 @@ typedef struct {
 
 typedef float Sums[ROWS / BLOCK][BLOCK][BLOCK];  // of one panel, by block of rows
 
-INLINE void multiply(const int add, int steps, const bf16 *left, const bf16 *right, float sums[BLOCK][BLOCK]) {
+INLINE void multiply(int add, int steps, const bf16 *left, const bf16 *right, float sums[BLOCK][BLOCK]) {
     const int bytes = BLOCK * sizeof(float);
     if (add) {
         LOAD_TILE(0, sums[0], bytes);
@@ -60,13 +60,8 @@ static void multiply_group(const Product *p, int first_panel, int panels, int fi
         const int steps = least(STEPS, p->num_steps - first);
         for (int panel = 0; panel < panels; panel++) {
             const bf16 *right = p->panels + ((int64_t)(first_panel + panel) * p->num_steps + first) * BLOCK_VALUES;
-            for (int row = first_row, block = 0; row < stop_row; row += BLOCK, block++) {
-                const bf16 *left = p->rows + in_blocks(row, first, p->num_steps);
-                if (first)
-                    multiply(1, steps, left, right, sums[panel][block]);
-                else
-                    multiply(0, steps, left, right, sums[panel][block]);
-            }
+            for (int row = first_row, block = 0; row < stop_row; row += BLOCK, block++)
+                multiply(first > 0, steps, p->rows + in_blocks(row, first, p->num_steps), right, sums[panel][block]);
         }
     }
 }
