@@ -27,7 +27,7 @@ _MAX_HEAD_SIZE: Final = 128
 _POINTER, _STRIDE, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _FLOAT, _INT)
 _OPERATIONS: Final = {
-    "rotate": (*[_POINTER] * 4, _COUNT, _INT, _INT, _INT),
+    "rotate": (_POINTER, _STRIDE, _POINTER, _POINTER, _COUNT, _INT, _INT, _INT),
     "gate": (_POINTER, _COUNT, _FLOAT, _INT),
     "rms_norm": (*[_POINTER] * 3, _FLOAT, _COUNT, _INT, _INT, _INT),
     "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT, _INT),
@@ -59,7 +59,7 @@ class CpuKernels:
 
     @staticmethod
     def takes(head_size: int) -> bool:
-        """Whether :meth:`attend` and :meth:`rotate` take heads of this size."""
+        """Whether :meth:`attend` and :meth:`rotate_` take heads of this size."""
         return head_size % 2 == 0 and head_size <= _MAX_HEAD_SIZE
 
     def attend(
@@ -82,13 +82,20 @@ class CpuKernels:
         )
         return out_NHD
 
-    def rotate(self, qkv_N3HD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out_N3HD: torch.Tensor) -> None:
-        """q, k and v to ``out``, which may be ``qkv``: q and k rotated. cos and sin are float32 [N, D / 2]."""
+    def rotate_(self, qkv_N3HD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Rotates q and k in place; cos and sin are float32 [N, D / 2]."""
         num_patches, _, num_heads, head_size = qkv_N3HD.shape
         assert qkv_N3HD.is_contiguous()
-        assert out_N3HD.is_contiguous()
-        tensors = (qkv_N3HD, out_N3HD, cos.contiguous(), sin.contiguous())
-        self._run("rotate", *(x.data_ptr() for x in tensors), num_patches, num_heads, head_size)
+        self._run(
+            "rotate",
+            qkv_N3HD.data_ptr(),
+            qkv_N3HD.stride(0),
+            cos.contiguous().data_ptr(),
+            sin.contiguous().data_ptr(),
+            num_patches,
+            2 * num_heads,
+            head_size,
+        )
 
     def gate_(self, x: torch.Tensor, slope: float) -> None:
         """``x · sigmoid(slope · x)`` in place."""

@@ -73,25 +73,21 @@ void layer_norm(const bf16 *x, bf16 *out, const bf16 *weight, const bf16 *bias, 
     }
 }
 
-// q, k and v of x [N, 3, H, D] to out, which may be x: heads of q and k rotated, their halves the pairs. cos and sin are
-// float [N, D / 2].
-void rotate(const bf16 *x, bf16 *out, const float *cos, const float *sin, int64_t patches, int heads, int head_size,
+// Rotates the heads of x [N, heads, D] in place: halves of a head are the pairs. cos and sin are float [N, D / 2].
+void rotate(bf16 *x, int64_t stride, const float *cos, const float *sin, int64_t patches, int heads, int head_size,
             int threads) {
     const int half = head_size / 2;
-    const int64_t stride = 3 * (int64_t)heads * head_size, turned = 2 * (int64_t)heads * head_size;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t n = 0; n < patches; n++) {
+    for (int64_t n = 0; n < patches; n++)
         for (int d = 0; d < half; d += LANES) {
             const __mmask16 lanes = first_lanes(half - d);
             const __m512 c = _mm512_maskz_loadu_ps(lanes, cos + n * half + d);
             const __m512 s = _mm512_maskz_loadu_ps(lanes, sin + n * half + d);
-            for (int head = 0; head < 2 * heads; head++) {
-                const int64_t at = n * stride + head * head_size + d;
-                const __m512 first = load(x + at, lanes), second = load(x + at + half, lanes);
-                store(out + at, lanes, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
-                store(out + at + half, lanes, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
+            for (int head = 0; head < heads; head++) {
+                bf16 *at = x + n * stride + head * head_size + d;
+                const __m512 first = load(at, lanes), second = load(at + half, lanes);
+                store(at, lanes, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
+                store(at + half, lanes, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
             }
         }
-        if (out != x) memcpy(out + n * stride + turned, x + n * stride + turned, (stride - turned) * sizeof(bf16));
-    }
 }

@@ -25,7 +25,7 @@ _ROTARY_ROWS = 128
 _ACTIVATION_ROWS = 128
 _INTERPOLATED_ROWS = 128
 # What an MLP makes of them, 5 MiB of bfloat16, is read again while it is in the last cache.
-PRODUCT_ROWS: Final = 512
+_PRODUCT_ROWS = 512
 # oneDNN keeps a kernel for every number of rows it met, half a megabyte an image size: so it meets few.
 _ROW_MULTIPLE = 16
 
@@ -77,7 +77,7 @@ class CpuOps(Ops):
         return normed_NC
 
     def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
-        products = [product(padded(rows), weights)[: len(rows)] for rows in x.split(PRODUCT_ROWS)]
+        products = [_product(_padded(rows), weights)[: len(rows)] for rows in x.split(_PRODUCT_ROWS)]
         return products[0] if len(products) == 1 else torch.cat(products)
 
     def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
@@ -98,14 +98,14 @@ class CpuOps(Ops):
             super().add_interpolated_(hidden, table, some_indices, some_weights)
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
-        for hidden, stretch in zip(hidden_NC.split(PRODUCT_ROWS), x.split(PRODUCT_ROWS), strict=True):
-            sums = _combined_product(padded(stretch), weights, padded(hidden), "add")
+        for hidden, stretch in zip(hidden_NC.split(_PRODUCT_ROWS), x.split(_PRODUCT_ROWS), strict=True):
+            sums = _combined_product(_padded(stretch), weights, _padded(hidden), "add")
             hidden.copy_(sums[: len(hidden)])
 
     def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
-        for hidden in hidden_NC.split(PRODUCT_ROWS):
-            x = padded(hidden)
-            sums = _combined_product(self._up(self.norm(x, norm), mlp), mlp.down, x, "add")
+        for hidden in hidden_NC.split(_PRODUCT_ROWS):
+            padded = _padded(hidden)
+            sums = _combined_product(self._up(self.norm(padded, norm), mlp), mlp.down, padded, "add")
             hidden.copy_(sums[: len(hidden)])
 
     def activate_(self, values_NI: torch.Tensor, act: str) -> None:
@@ -125,25 +125,25 @@ class CpuOps(Ops):
     def _activated_product(self, x: torch.Tensor, weights: LinearWeights, act: str) -> torch.Tensor:
         """``act(x Wᵀ + b)``."""
         if act in _INSIDE_A_PRODUCT:
-            return product(x, weights, *_INSIDE_A_PRODUCT[act])
-        values = product(x, weights)
+            return _product(x, weights, *_INSIDE_A_PRODUCT[act])
+        values = _product(x, weights)
         self.activate_(values, act)
         return values
 
 
-def padded(x: torch.Tensor) -> torch.Tensor:
-    """For products: with rows of zeros up to a multiple; itself where it is one."""
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """With rows of zeros up to a multiple; itself where it is one."""
     missing = -len(x) % _ROW_MULTIPLE
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def product(x: torch.Tensor, weights: LinearWeights, act: str = "none", variant: str = "") -> torch.Tensor:
+def _product(x: torch.Tensor, weights: LinearWeights, act: str = "none", variant: str = "") -> torch.Tensor:
     """``act(x Wᵀ + b)``, the activation one of oneDNN's."""
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights.weight, weights.bias, act, [], variant)
-    return made
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weights.weight, weights.bias, act, [], variant)
+    return product
 
 
 def _combined_product(x: torch.Tensor, weights: LinearWeights, other: torch.Tensor, how: str) -> torch.Tensor:
     """``x Wᵀ + b`` and ``other`` added or multiplied, before anything is rounded."""
-    made: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weights.weight, weights.bias, how)
-    return made
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weights.weight, weights.bias, how)
+    return product
