@@ -70,6 +70,9 @@ class Engine:
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._waiters = ThreadPoolExecutor(max_workers=runner.depth, thread_name_prefix="device-wait")
         self._free_slots = asyncio.Semaphore(runner.depth)
+        self._nothing_to_submit = asyncio.Event()
+        self._nothing_to_submit.set()
+        self._num_to_submit = 0
         self._pump: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._largest_running = 0
@@ -132,12 +135,14 @@ class Engine:
     async def _run_until_empty(self) -> None:
         while len(self._scheduler):
             await self._free_slots.acquire()
+            await self._nothing_to_submit.wait()  # what comes meanwhile rides along
             batch, expired = self._scheduler.next_batch(self._clock())
             fail_expired(expired)
             if not batch:
                 self._free_slots.release()
                 continue
             self._keep(self._run_in_slot(batch))
+            await asyncio.sleep(0)  # it begins
 
     def _keep(self, running: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(running)
@@ -208,10 +213,17 @@ class Engine:
 
     async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> Ride:
         job = Job(partial(self._submit, [work.image for work in batch]))
-        self._device.submit(job)
-        if gaps is not None:
-            gaps.offer(job)
-        begun_s, submitted = await asyncio.wrap_future(job.future)
+        self._num_to_submit += 1
+        self._nothing_to_submit.clear()
+        try:
+            self._device.submit(job)
+            if gaps is not None:
+                gaps.offer(job)
+            begun_s, submitted = await asyncio.wrap_future(job.future)
+        finally:
+            self._num_to_submit -= 1
+            if not self._num_to_submit:
+                self._nothing_to_submit.set()
         loop = asyncio.get_running_loop()
         result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
         return Ride(result, begun_s, ended_s)

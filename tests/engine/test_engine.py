@@ -129,6 +129,23 @@ async def test_what_waits_while_a_batch_runs_goes_into_the_next_one() -> None:
     await running.aclose()
 
 
+async def test_what_comes_while_a_batch_is_packed_goes_into_one_more() -> None:
+    """And not each into a batch of its own that its maker has no time for yet."""
+    running = engine(device := Device(depth=3))
+    packed = threading.Event()
+    device.fault = lambda numbers: packed.wait(10)
+    tasks = [asyncio.create_task(running.encode(image(0)))]
+    while not device.batches:
+        await asyncio.sleep(0.001)
+    for number in (1, 2, 3):
+        tasks.append(asyncio.create_task(running.encode(image(number))))
+        await asyncio.sleep(0.01)
+    packed.set()
+    assert await outcomes(tasks) == [0, 1, 2, 3]
+    assert device.batches == [[0], [1, 2, 3]]
+    await running.aclose()
+
+
 async def test_a_deep_device_gets_its_next_batch_while_one_runs() -> None:
     running = engine(device := Device(depth=2))
     tasks = await behind_a_gate(running, device, 1)
