@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from encoder_svc.images.types import GridThw
+
+
+FRAMES_KEPT: Final = 8
+"""What depends on a frame's size alone is kept for so many sizes: most callers have few. A frame of 2²⁴ pixels takes
+some 4 MB."""
 
 
 def rotary_embedding(
@@ -47,10 +53,12 @@ def inverse_frequencies(head_size: int, theta: float, device: torch.device) -> t
 
 def patch_positions(grids: Sequence[GridThw], merge_size: int) -> npt.NDArray[np.int64]:
     """Row and column of every patch, int64 [N, 2], in merge-block order, frame after frame."""
-    return np.concatenate([np.tile(_frame_positions(g.h, g.w, merge_size), (g.t, 1)) for g in grids])
+    return np.concatenate([np.tile(frame_positions(g.h, g.w, merge_size), (g.t, 1)) for g in grids])
 
 
-def _frame_positions(height: int, width: int, merge_size: int) -> npt.NDArray[np.int64]:
+@lru_cache(FRAMES_KEPT)
+def frame_positions(height: int, width: int, merge_size: int) -> npt.NDArray[np.int64]:
+    """Of one frame; not to be written."""
     rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
     blocks = (height // merge_size, merge_size, width // merge_size, merge_size)
     return np.stack([x.reshape(blocks).swapaxes(1, 2).ravel() for x in (rows, columns)], axis=1)

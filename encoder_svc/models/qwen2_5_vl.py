@@ -7,6 +7,7 @@ Source: "Qwen2.5-VL Technical Report" (Bai et al., 2025); reference implementati
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from encoder_svc.attention.base import PackedSequences
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed
-from encoder_svc.models.positions import frame_sequences, patch_positions
+from encoder_svc.models.positions import FRAMES_KEPT, frame_sequences, patch_positions
 from encoder_svc.models.qwen2_vl import PatchMerger
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ class Qwen25VLEncoder(VisionEncoder):
         merge = self.config.spatial_merge_size
         order, lengths = window_order(grids, merge, self.config.window_side, largest_first=not self.config.causal)
         positions = patch_positions(grids, merge).reshape(len(order), merge**2, 2)
+        row_order = np.empty_like(order)
+        row_order[order] = np.arange(len(order))
         return Qwen25VLInputs(
             position_ids=torch.from_numpy(positions[order].reshape(-1, 2)),
             sequences=frame_sequences(grids),
             windows=PackedSequences.of(lengths),
             window_order=torch.from_numpy(order),
-            row_order=torch.from_numpy(np.argsort(order)),
+            row_order=torch.from_numpy(row_order),
         )
 
     def prepare_merger(self, index: int, shift: torch.Tensor | None) -> None:
@@ -178,9 +181,11 @@ def window_order(
     return np.concatenate(orders), lengths
 
 
+@lru_cache(FRAMES_KEPT)
 def _frame_window_order(
     height: int, width: int, window_side: int, largest_first: bool
 ) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Of one frame; not to be written."""
     rows, columns = np.divmod(np.arange(height * width, dtype=np.int64), width)
     windows_across = -(-width // window_side)
     window_of_block = (rows // window_side) * windows_across + columns // window_side

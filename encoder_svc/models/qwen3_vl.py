@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from encoder_svc.errors import CheckpointError
 from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder, zeros_after
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
-from encoder_svc.models.positions import frame_sequences, patch_positions
+from encoder_svc.models.positions import FRAMES_KEPT, frame_positions, frame_sequences, patch_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,10 +132,10 @@ class Qwen3VLEncoder(VisionEncoder):
         )
 
     def build_inputs(self, grids: Sequence[GridThw]) -> Qwen3VLInputs:
-        positions = patch_positions(grids, self.config.spatial_merge_size)
-        indices, weights = interpolation_corners(grids, positions, self.config.position_grid_side)
+        merge_size = self.config.spatial_merge_size
+        indices, weights = interpolation_corners(grids, merge_size, self.config.position_grid_side)
         return Qwen3VLInputs(
-            position_ids=torch.from_numpy(positions),
+            position_ids=torch.from_numpy(patch_positions(grids, merge_size)),
             sequences=frame_sequences(grids),
             corner_indices=torch.from_numpy(indices),
             corner_weights=torch.from_numpy(weights),
@@ -165,19 +166,28 @@ class Qwen3VLEncoder(VisionEncoder):
 
 
 def interpolation_corners(
-    grids: Sequence[GridThw], positions: npt.NDArray[np.int64], side: int
+    grids: Sequence[GridThw], merge_size: int, side: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Bilinear interpolation, corners aligned, from a ``side`` × ``side`` grid to each image's own.
-
-    Args:
-        positions: int64 [N, 2], row and column of each patch.
+    """Bilinear interpolation, corners aligned, from a ``side`` × ``side`` grid to each image's own, for its patches in
+    merge-block order.
 
     Returns:
         indices: int64 [N, 4] into the flattened grid.
         weights: float32 [N, 4].
     """
-    sizes = np.repeat([(g.h, g.w) for g in grids], [g.num_patches for g in grids], axis=0)
-    scaled = positions.astype(np.float32) * np.float32(side - 1) / np.maximum(sizes - 1, 1).astype(np.float32)
+    frames = [_frame_corners(grid.h, grid.w, merge_size, side) for grid in grids for _ in range(grid.t)]
+    indices, weights = zip(*frames, strict=True)
+    return np.concatenate(indices), np.concatenate(weights)
+
+
+@lru_cache(FRAMES_KEPT)
+def _frame_corners(
+    height: int, width: int, merge_size: int, side: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Of one frame; not to be written."""
+    positions = frame_positions(height, width, merge_size)
+    steps = np.maximum(np.array([height, width]) - 1, 1).astype(np.float32)
+    scaled = positions.astype(np.float32) * np.float32(side - 1) / steps
     low = np.floor(scaled).astype(np.int64)
     high = np.minimum(low + 1, side - 1)
     fraction = scaled - low.astype(np.float32)

@@ -27,7 +27,7 @@ def interpolated(indices: np.ndarray, weights: np.ndarray, side: int) -> np.ndar
 @OFTEN
 @given(GRIDS, GRID_SIDES)
 def test_interpolation_is_the_references(grids: list[GridThw], side: int) -> None:
-    ours = interpolation_corners(grids, patch_positions(grids, MERGE), side)
+    ours = interpolation_corners(grids, MERGE, side)
     indices, weights = get_vision_interpolation_indices_and_weights(
         torch.tensor(grids), side, align_corners=True, spatial_merge_size=MERGE
     )
@@ -38,7 +38,7 @@ def test_interpolation_is_the_references(grids: list[GridThw], side: int) -> Non
 @OFTEN
 @given(GRIDS, GRID_SIDES)
 def test_corner_weights_add_up_to_one(grids: list[GridThw], side: int) -> None:
-    _, weights = interpolation_corners(grids, patch_positions(grids, MERGE), side)
+    _, weights = interpolation_corners(grids, MERGE, side)
     assert weights.min() >= 0
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
 
@@ -47,7 +47,7 @@ def test_corner_weights_add_up_to_one(grids: list[GridThw], side: int) -> None:
 def test_an_image_as_large_as_the_grid_takes_the_learned_positions_as_they_are(side: int) -> None:
     grids = [GridThw(1, side, side)]
     positions = patch_positions(grids, MERGE)
-    indices, weights = interpolation_corners(grids, positions, side)
+    indices, weights = interpolation_corners(grids, MERGE, side)
     nearest = indices[np.arange(len(indices)), weights.argmax(axis=1)]
     np.testing.assert_array_equal(nearest, positions[:, 0] * side + positions[:, 1])
     np.testing.assert_allclose(weights.max(axis=1), 1, atol=1e-5)
