@@ -71,6 +71,9 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     assert entrance.pipeline is not None
     core = entrance.pipeline.core
     assert isinstance(core, LocalCore)
-    yield Inside(entrance.pipeline, core), f"127.0.0.1:{port}"
-    server._stop.set()
-    assert await running == exit_code
+    try:
+        yield Inside(entrance.pipeline, core), f"127.0.0.1:{port}"
+    finally:  # gRPC does not survive a loop that is closed beneath it
+        server._stop.set()
+        code = await running
+    assert code == exit_code
