@@ -23,8 +23,8 @@ class Stages:
         build_s: its batch was packed on the host.
         device_wait_s: its batch had been given to the device, which was at another, or a thread was waited for.
         h2d_s, forward_s, d2h_s: of the whole batch; by device events on a GPU.
-        collect_s: cut out of its batch and given a checksum.
-        send_wait_s: until the images of the same request before it had been written.
+        collect_s: cut out of its batch, and whoever waits for it was told.
+        send_wait_s: until it was its turn to be written, after what was ready before it.
         send_s: written, as fast as the caller reads.
     """
 

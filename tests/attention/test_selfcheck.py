@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -106,8 +107,12 @@ def test_nothing_passes() -> None:
         checked_attention(build(platform), "cpu")
 
 
-def test_an_implementation_that_does_not_load_gives_way_to_the_next_of_its_backend() -> None:
+def test_an_implementation_that_does_not_load_gives_way_to_the_next_of_its_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """flash-attn 4 is found but does not import: torch's own kernel is next in the table, not another backend."""
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, None)
     facts = Facts(platform="cuda", capability=(9, 0), packages={"flash_attn_4": "4.0.0"}, torch="2.11")
     platform = CudaPlatform(facts)
     with pytest.raises(AttentionKernelError) as caught:

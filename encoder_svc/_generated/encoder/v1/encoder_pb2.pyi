@@ -366,9 +366,11 @@ class StageTimings(google.protobuf.message.Message):
     device_wait_s: builtins.float
     """Its batch had been given to the device, which was at another, or a thread was waited for."""
     collect_s: builtins.float
-    """Cut out of its batch and given a checksum."""
+    """Cut out of its batch, and whoever waits for it was told."""
     send_wait_s: builtins.float
-    """Until the images of the same request before it had been written."""
+    """Until it was its turn to be written: images of its request that were ready before it come first, and so do
+    others of the same process.
+    """
     def __init__(
         self,
         *,
