@@ -85,13 +85,14 @@ class CpuKernels:
     def rotate_(self, qkv_N3HD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
         """Rotates q and k in place; cos and sin are float32 [N, D / 2]."""
         num_patches, _, num_heads, head_size = qkv_N3HD.shape
+        cos, sin = cos.contiguous(), sin.contiguous()
         assert qkv_N3HD.is_contiguous()
         self._run(
             "rotate",
             qkv_N3HD.data_ptr(),
             qkv_N3HD.stride(0),
-            cos.contiguous().data_ptr(),
-            sin.contiguous().data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
             num_patches,
             2 * num_heads,
             head_size,

@@ -120,7 +120,8 @@ class AmxProducts:
         """q, k and v to ``out``, q and k rotated before anything is rounded. cos and sin are float32 [N, D / 2]."""
         assert out_N3HD.is_contiguous()
         num_rows, _, _, head_size = out_N3HD.shape
-        pointers = [x.data_ptr() for x in (blocks, panels, bias_O, out_N3HD, cos.contiguous(), sin.contiguous())]
+        cos, sin = cos.contiguous(), sin.contiguous()
+        pointers = [x.data_ptr() for x in (blocks, panels, bias_O, out_N3HD, cos, sin)]
         sizes = (num_rows, blocks.shape[1], len(bias_O), head_size)
         with torch.profiler.record_function("amx_products::gemm_rotated"):
             self._multiply_rotated(*pointers, *sizes, torch.get_num_threads())

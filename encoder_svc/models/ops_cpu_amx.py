@@ -40,8 +40,9 @@ class AmxOps(CpuKernelOps):
 
     def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
         panels = self._products.panels(linear.weight.detach())
+        bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)  # not both in memory
-        return LinearWeights(panels, linear.bias)
+        return LinearWeights(panels, bias)
 
     def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         if act not in SIGMOIDS:

@@ -116,6 +116,16 @@ def test_a_linear_layer(dtype: torch.dtype, tolerance: float) -> None:
 
 
 @DTYPES
+def test_a_linear_layer_without_a_bias(dtype: torch.dtype, tolerance: float) -> None:
+    def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
+        layer = linear(HIDDEN, INTERMEDIATE, dtype, 3)
+        layer.bias = None
+        return ops.linear(random(NUM_PATCHES, HIDDEN, dtype=dtype), ops.lay_out_linear(layer))
+
+    assert_close(run, dtype, tolerance)
+
+
+@DTYPES
 def test_a_linear_layer_added_in_place(dtype: torch.dtype, tolerance: float) -> None:
     def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
         hidden = random(NUM_PATCHES, HIDDEN, dtype=dtype, seed=5)
