@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 
 class PackedSequences(NamedTuple):
@@ -69,6 +69,7 @@ class AttentionBackend(abc.ABC):
 
     Attributes:
         capturable: it needs no lengths on the host and can be captured in a CUDA graph.
+        pause: called between the parts of a long call, by backends that have such parts; another batch may run in it.
 
     Raises:
         ImportError: the package that it needs is there but does not load.
@@ -76,6 +77,7 @@ class AttentionBackend(abc.ABC):
 
     name: str
     capturable = False
+    pause: Callable[[], None] | None = None
 
     def __init__(
         self,

@@ -43,7 +43,8 @@ class Job(Generic[T]):
 
 
 class LayerGaps:
-    """The gaps between an encoder's blocks. Offered to from any thread; the jobs run on the encoder's own.
+    """The gaps between an encoder's blocks, and between the parts of an attention that takes long. Offered to from any
+    thread; the jobs run on the encoder's own.
 
     Attributes:
         taken_s: seconds that jobs have taken so far.
@@ -54,13 +55,14 @@ class LayerGaps:
         self._jobs: deque[Callable[[], None]] = deque()
         self._inside = False
         for block in encoder.blocks:
-            block.register_forward_pre_hook(self._before_block)
+            block.register_forward_pre_hook(lambda *_: self._take())
+        encoder.attention.backend.pause = self._take
 
     def offer(self, job: Callable[[], None]) -> None:
-        """``job`` runs before the next block that is come to, if any is; it must not raise."""
+        """``job`` runs in the next gap that is come to, if any is; it must not raise."""
         self._jobs.append(job)
 
-    def _before_block(self, *_: object) -> None:
+    def _take(self) -> None:
         if self._inside or not self._jobs:
             return
         self._inside, began_s = True, time.perf_counter()

@@ -71,6 +71,35 @@ def test_neither_forward_disturbs_the_other(tiny_checkpoint: Callable[[str], Pat
     assert runner.gaps.taken_s >= within.future.result(0).forward_s > 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_there_are_gaps_within_a_long_attention(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr("encoder_svc.attention.torch_sdpa._SCORES_OF_A_PART", 1600**2)
+    tower = load(tiny_checkpoint("qwen2_vl"), dtype=dtype)
+    runner = DeviceRunner(tower)
+    assert runner.gaps is not None
+    large, small = image(tower, LARGE, 1), image(tower, SMALL, 2)
+    within = Job(lambda: runner.submit([small]).wait())
+    alone = [runner.submit([one]).wait().embeddings for one in (large, small)]
+    attention, pause = tower.encoder.attention.backend, tower.encoder.attention.backend.pause
+    assert pause is not None
+    num_pauses = 0
+
+    def offering() -> None:
+        nonlocal num_pauses
+        num_pauses += 1
+        if num_pauses == 2:
+            runner.gaps.offer(within)
+        pause()
+        assert within.future.done() == (num_pauses >= 2)
+
+    monkeypatch.setattr(attention, "pause", offering)
+    result = runner.submit([large]).wait()
+    assert [result.embeddings, within.future.result(0).embeddings] == alone
+    assert num_pauses == tower.encoder.config.depth * (tower.encoder.config.num_heads - 1)
+
+
 async def test_a_small_image_does_not_wait_for_a_large_one(tiny_checkpoint: Callable[[str], Path]) -> None:
     tower = load(tiny_checkpoint("qwen2_vl"))
     runner = DeviceRunner(tower)
