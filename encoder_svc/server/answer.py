@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zlib_ng import zlib_ng
@@ -80,13 +81,14 @@ class Answer:
         async with self._one_image, self._turns.turn() as turn:
             started_s = time.monotonic()
             stages = replace(stages, send_wait_s=started_s - ready_s)
-            await turn.write(self._write(header=self._header(index, key, embeddings)))
+            await turn.write(partial(self._write, header=self._header(index, key, embeddings)))
             if with_data:
                 crc32 = await self._chunks(index, embeddings.data, turn)
             else:
                 crc32 = await asyncio.to_thread(zlib_ng.crc32, embeddings.data)
             timings = encoder_pb2.StageTimings(**asdict(replace(stages, send_s=time.monotonic() - started_s)))
-            await turn.write(self._write(done=encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings)))
+            done = encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings)
+            await turn.write(partial(self._write, done=done))
             stages = replace(stages, send_s=time.monotonic() - started_s)
         num_rows, num_bytes = self._num_rows(embeddings), embeddings.nbytes if with_data else 0
         self.summary.num_rows += num_rows
@@ -98,7 +100,7 @@ class Answer:
         crc32 = 0
         for at, message in zip(range(0, len(data), CHUNK_BYTES), chunk_messages(index, data), strict=True):
             crc32 = zlib_ng.crc32(data[at : at + CHUNK_BYTES], crc32)
-            await turn.write(self._send(message))
+            await turn.write(partial(self._send, message))
         return crc32
 
     async def failure(self, index: int, error: RequestError) -> None:

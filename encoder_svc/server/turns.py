@@ -9,12 +9,12 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
 # While gRPC takes one image's chunk, another's is made.
 _AT_A_TIME: Final = 2
-# A caller that takes a chunk no sooner than this is waited for beside the others.
+# A caller that does not take a message within this time is waited for beside the others, for the rest of its image.
 _PATIENCE_S: Final = 0.01
 
 
@@ -37,13 +37,11 @@ class Turn:
         self._turns = turns
         self._is_ours = False
 
-    async def write(self, chunk: Awaitable[None]) -> None:
-        """Waits while a chunk is written, and lets others go on if that takes long."""
-        if not self._is_ours:
-            await self.__aenter__()
+    async def write(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Waits while ``send`` writes a message. Once that takes long, others go on."""
         impatience = asyncio.get_running_loop().call_later(self._turns.patience_s, self._give_back)
         try:
-            await chunk
+            await send()
         finally:
             impatience.cancel()
 

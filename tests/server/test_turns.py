@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,7 @@ class Writer:
     async def run(self) -> None:
         async with self._turns.turn() as turn:
             for number in range(3):
-                await turn.write(self._chunk(number))
+                await turn.write(partial(self._chunk, number))
 
     async def _chunk(self, number: int) -> None:
         self._log.append(f"{self._name}{number}")
@@ -75,6 +76,23 @@ async def test_a_caller_who_does_not_read_holds_nobody_up(log: list[str]) -> Non
         slow.gate.release()
     await asyncio.wait_for(first, 10)
     assert log[-2:] == ["s1", "s2"]
+
+
+async def test_who_was_waited_for_once_waits_for_nobody_again(log: list[str]) -> None:
+    """With a turn for each of its chunks it would slow down for every other slow one too."""
+    turns = Turns(at_a_time=1, patience_s=0.3)
+    slow, other = Writer(turns, "s", log), Writer(turns, "o", log)
+    tasks = [asyncio.create_task(writer.run()) for writer in (slow, other)]
+    while log != ["s0", "o0"]:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        slow.gate.release()
+    await asyncio.wait_for(tasks[0], 10)
+    assert log == ["s0", "o0", "s1", "s2"]
+    assert turns.free.locked()
+    for _ in range(3):
+        other.gate.release()
+    await asyncio.wait_for(tasks[1], 10)
 
 
 @pytest.mark.parametrize("patience_s", [0.001, 60])
