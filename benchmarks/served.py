@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a server makes of its encoder: served images/s against the same encoder called in a loop.
 
-    python benchmarks/served.py [--family NAME] [--dimensions tiny|real] [--side 448] [--clients 32] [--servers 1]
+    python benchmarks/served.py [--family NAME] [--dimensions tiny|real] [--sides 448] [--clients 32] [--servers 1]
                                 [-- OPTIONS …]
 
 The loop has its images decoded, resized and cut into patches, and calls the encoder with batches of as many images as
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--family", default="qwen2_5_vl")
     parser.add_argument("--dimensions", default="tiny", choices=["tiny", "real"])
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint, in place of one made here")
-    parser.add_argument("--side", type=int, default=448, metavar="PIXELS")
+    parser.add_argument("--sides", type=int, nargs="+", default=[448], metavar="PIXELS", help="of one start in turn")
     parser.add_argument("--format", default="jpeg", choices=["jpeg", "raw"])
     parser.add_argument("--clients", type=int, default=32, metavar="N")
     parser.add_argument("--servers", type=int, default=1, metavar="N")
@@ -55,6 +55,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch-images", type=int, metavar="N", help="of the loop; default: --clients")
     parser.add_argument("--loop", type=Path, metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("--loop-side", type=int, help=argparse.SUPPRESS)
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()
     if arguments.loop:
@@ -67,31 +68,47 @@ def main() -> int:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    model, mix = arguments.model or folder / "model", folder / "mix.json"
+    model = arguments.model or folder / "model"
     if arguments.model is None:
         make_model(model, arguments)
-    mix.write_text(json.dumps([{"size": [arguments.side] * 2, "format": arguments.format}]))
-    ratios = []
+    ratios: dict[int, list[float]] = {side: [] for side in arguments.sides}
     options = ["--device", arguments.device, "--dtype", arguments.dtype, "--metrics-port", "0", *arguments.serve]
     logs = [folder / f"server-{index}.log" for index in range(arguments.servers)]
     with ExitStack() as running:
         servers = [running.enter_context(running_server(model, options, log)) for log in logs]
         for _ in range(arguments.rounds):
-            alone = in_a_process(model, arguments)
-            with ExitStack() as watching:
-                watches = [watching.enter_context(Watch(metrics_url(log))) for log in logs]
-                served = load(servers, mix, arguments, folder)
-            ratios.append(served["patches_per_s"] / alone["patches_per_s"])
-            print(f"loop    {describe(alone)}")
-            print(f"served  {describe(served)}  ratio {ratios[-1]:.2f}", flush=True)
-            watched = watches[0].summary()
-            if watched:
-                of = " of one server" if arguments.servers > 1 else ""
-                print(f"  device busy{of} {watched['device_busy']:.3f}; threads busy{of}: {table(watched['cores'])}")
-                print(f"  milliseconds of an image, by stage: {table(watched['stages_ms'])}", flush=True)
+            for side in arguments.sides:
+                ratios[side].append(one_round(model, side, servers, logs, arguments, folder))
     name = arguments.model.name if arguments.model else f"{arguments.family} {arguments.dimensions}"
-    print(f"{name}, {arguments.side}² {arguments.format}, {arguments.clients} clients, {arguments.servers} servers")
-    print(f"served ÷ loop, median of {len(ratios)}: {statistics.median(ratios):.2f}")
+    for side, seen in ratios.items():
+        print(f"{name}, {side}² {arguments.format}, {arguments.clients} clients, {arguments.servers} servers")
+        print(f"served ÷ loop, median of {len(seen)}: {statistics.median(seen):.2f}")
+
+
+def one_round(
+    model: Path,
+    side: int,
+    servers: list[tuple[psutil.Process, str]],
+    logs: list[Path],
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> float:
+    """Both sides once; served ÷ loop."""
+    mix = folder / "mix.json"
+    mix.write_text(json.dumps([{"size": [side] * 2, "format": arguments.format}]))
+    alone = in_a_process(model, side, arguments)
+    with ExitStack() as watching:
+        watches = [watching.enter_context(Watch(metrics_url(log))) for log in logs]
+        served = load(servers, mix, arguments, folder)
+    ratio: float = served["patches_per_s"] / alone["patches_per_s"]
+    print(f"loop    {side}²  {describe(alone)}")
+    print(f"served  {side}²  {describe(served)}  ratio {ratio:.2f}", flush=True)
+    watched = watches[0].summary()
+    if watched:
+        of = " of one server" if arguments.servers > 1 else ""
+        print(f"  device busy{of} {watched['device_busy']:.3f}; threads busy{of}: {table(watched['cores'])}")
+        print(f"  milliseconds of an image, by stage: {table(watched['stages_ms'])}", flush=True)
+    return ratio
 
 
 def table(values: dict[str, float]) -> str:
@@ -113,9 +130,9 @@ def describe(side: dict[str, Any]) -> str:
     return text
 
 
-def in_a_process(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--loop", str(model)]
-    for name in ("side", "clients", "duration", "device", "dtype", "batch_images"):
+def in_a_process(model: Path, side: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--loop", str(model), "--loop-side", str(side)]
+    for name in ("clients", "duration", "device", "dtype", "batch_images"):
         value = getattr(arguments, name)
         command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # as `encoder-svc serve` has it
@@ -143,8 +160,8 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     loader = Loader(config, str(arguments.loop), Metrics(), StartPhases(0.0))
     tower = loader.load_tower()
     processor = tower.workflow.load_input_processor()(tower.settings, loader.limits)
-    number = arguments.batch_images or arguments.clients
-    pictures = [noise_picture(arguments.side, arguments.side, "jpeg", seed=seed).plain() for seed in range(number)]
+    number, side = arguments.batch_images or arguments.clients, arguments.loop_side
+    pictures = [noise_picture(side, side, "jpeg", seed=seed).plain() for seed in range(number)]
     images = [processor.plan(EncodedImageBytes(picture)).process() for picture in pictures]
     largest = LARGEST_BATCH_PATCHES["cpu" if arguments.device == "cpu" else "cuda"]
     per_batch = max(min(largest // images[0].grid.num_patches, number), 1)
