@@ -7,6 +7,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from encoder_svc.errors import RequestError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -107,7 +109,7 @@ class SingleFlight(Generic[T]):
         # Asked for even if nobody is left to hear it, so that asyncio does not complain.
         error = None if task.cancelled() else task.exception()
         if not flight.callers:
-            if error is not None:
+            if error is not None and not isinstance(error, RequestError):  # which whoever left would have been told
                 logger.warning("work failed after its last caller had left", exc_info=error)
             return
         callers, flight.callers = flight.callers, {}

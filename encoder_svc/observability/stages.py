@@ -24,7 +24,7 @@ class Stages:
         device_wait_s: its batch had been given to the device, which was at another, or a thread was waited for.
         h2d_s, forward_s, d2h_s: of the whole batch; by device events on a GPU.
         collect_s: cut out of its batch, and whoever waits for it was told.
-        send_wait_s: until it was its turn to be written, after what was ready before it.
+        send_wait_s: until the images of the same request before it had been written.
         send_s: written, as fast as the caller reads.
     """
 

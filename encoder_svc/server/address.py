@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from encoder_svc.errors import ConfigError
 
@@ -49,13 +51,35 @@ def _refusal(host: str, port: int) -> str | None:
     return None
 
 
-def hold_port(host: str, port: int) -> socket.socket:
+@dataclass(frozen=True, slots=True)
+class HeldPort:
+    """A port that is one server's, until it is closed."""
+
+    number: int
+    _sockets: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        """Leaves it to others."""
+        for held in self._sockets:
+            held.close()
+
+
+def hold_port(host: str, port: int) -> HeldPort:
     """Takes a port for processes that share it (``SO_REUSEPORT``), without listening on it. 0 for any that is free.
 
     Raises:
         ConfigError: it cannot be had for ourselves alone.
     """
     listen_address(host, port)
+    with ExitStack() as unless_held:
+        sockets = [unless_held.enter_context(_claim(host, port))] if port else []
+        sockets.append(unless_held.enter_context(_bound(host, port)))
+        unless_held.pop_all()
+    return HeldPort(sockets[-1].getsockname()[1], tuple(sockets))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """To a port that others may share."""
     if port and (reason := _refusal(host, port)):
         raise ConfigError(f"cannot listen on {host}, port {port}: {reason}.")
     family, kind, _, _, address = socket.getaddrinfo(bare_host(host), port, type=socket.SOCK_STREAM)[0]
@@ -64,3 +88,21 @@ def hold_port(host: str, port: int) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(address)
     return held
+
+
+def _claim(host: str, port: int) -> socket.socket:
+    """Keeps another server of ours from sharing the port too: until somebody listens, the system lets it. By a name
+    that ends with the process that has it.
+
+    Source: unix(7), "Abstract sockets".
+
+    Raises:
+        ConfigError: it has it already.
+    """
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0encoder-svc {port} {bare_host(host)[:80]}")
+    except OSError:
+        claim.close()
+        raise ConfigError(f"cannot listen on {host}, port {port}: the port is taken.") from None
+    return claim

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zlib_ng import zlib_ng
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from encoder_svc.observability.request import RequestRecord
     from encoder_svc.observability.stages import Stages
     from encoder_svc.server.core import Embeddings
-    from encoder_svc.server.turns import Turn, Turns
 
 
 class CallerLeftError(Exception):
@@ -35,7 +33,6 @@ class Answer:
     Args:
         info: of the model that is served.
         send_timeout_s: how long the caller may leave one message unread.
-        turns: of all images of this process.
     """
 
     def __init__(
@@ -47,9 +44,7 @@ class Answer:
         num_images: int,
         request_id: str,
         send_timeout_s: float,
-        turns: Turns,
     ) -> None:
-        self._turns = turns
         self.summary = encoder_pb2.Summary(num_images=num_images, request_id=request_id)
         self._context = context
         self._info = info
@@ -78,29 +73,28 @@ class Answer:
         Raises:
             RequestError: STREAM_STALLED.
         """
-        async with self._one_image, self._turns.turn() as turn:
+        async with self._one_image:
             started_s = time.monotonic()
             stages = replace(stages, send_wait_s=started_s - ready_s)
-            await turn.write(partial(self._write, header=self._header(index, key, embeddings)))
+            await self._write(header=self._header(index, key, embeddings))
             if with_data:
-                crc32 = await self._chunks(index, embeddings.data, turn)
+                crc32 = await self._chunks(index, embeddings.data)
             else:
                 crc32 = await asyncio.to_thread(zlib_ng.crc32, embeddings.data)
             timings = encoder_pb2.StageTimings(**asdict(replace(stages, send_s=time.monotonic() - started_s)))
-            done = encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings)
-            await turn.write(partial(self._write, done=done))
+            await self._write(done=encoder_pb2.ItemDone(index=index, crc32=crc32, timings=timings))
             stages = replace(stages, send_s=time.monotonic() - started_s)
         num_rows, num_bytes = self._num_rows(embeddings), embeddings.nbytes if with_data else 0
         self.summary.num_rows += num_rows
         self.summary.num_bytes += num_bytes
         self._record.image_sent(index, outcome, stages, num_rows=num_rows, num_bytes=num_bytes)
 
-    async def _chunks(self, index: int, data: memoryview, turn: Turn) -> int:
+    async def _chunks(self, index: int, data: memoryview) -> int:
         """Sends them, and returns their checksum: each is summed while it is in the cache."""
         crc32 = 0
         for at, message in zip(range(0, len(data), CHUNK_BYTES), chunk_messages(index, data), strict=True):
             crc32 = zlib_ng.crc32(data[at : at + CHUNK_BYTES], crc32)
-            await turn.write(partial(self._send, message))
+            await self._send(message)
         return crc32
 
     async def failure(self, index: int, error: RequestError) -> None:

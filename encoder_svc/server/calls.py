@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # A caller's deadline began before it reached us, and its cancellation comes before ours ends.
 _CALLERS_LEAD_S: Final = 0.05
+# For calls that were ended to be told so. Who does not read is not waited for longer.
+_ABORT_S: Final = 1.0
 
 
 class Calls:
@@ -85,7 +87,7 @@ class Calls:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=5)
+            await asyncio.wait(left, timeout=_ABORT_S)
         return len(left)
 
 

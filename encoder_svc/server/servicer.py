@@ -19,7 +19,6 @@ from encoder_svc.observability.stages import Stages
 from encoder_svc.server.answer import Answer, CallerLeftError
 from encoder_svc.server.calls import Calls
 from encoder_svc.server.info import DTYPE_NAMES
-from encoder_svc.server.turns import Turns
 from encoder_svc.server.window import Window
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
 
     def __init__(self, serving: Serving, observer: Observer) -> None:
         self._serving = serving
-        self._turns = Turns()
         self._calls = Calls(observer)
         self._pipeline: Pipeline | None = None
         self._refusal = request_error(Reason.STARTING, "The model is being loaded; try again shortly.")
@@ -212,7 +210,6 @@ class EncoderServicer(encoder_pb2_grpc.EncoderServicer):
             num_images=num_images,
             request_id=request_id,
             send_timeout_s=self._serving.send_timeout_s,
-            turns=self._turns,
         )
 
     def _lease_s(self, request: encoder_pb2.EncodeImagesRequest) -> float | None:

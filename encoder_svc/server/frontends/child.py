@@ -54,6 +54,7 @@ class FrontEnd:
         self._handlers: dict[str, Handler] = {}
         self._link: Link | None = None
         self._guest: Guest | None = None
+        self._num_lost = 0
 
     @classmethod
     async def start(cls, embeddings: int, door: int) -> FrontEnd:
@@ -176,7 +177,8 @@ class FrontEnd:
         if asking.done() and not asking.cancelled() and asking.exception() is None:
             num_cut_short: int = asking.result()
         else:
-            num_cut_short = 0 if self._guest is None else self._guest.num_requests
+            num_cut_short = self._num_lost or (0 if self._guest is None else self._guest.num_requests)
+            logger.error("a front end (process %d) did not live to drain; its calls are lost", self.pid)
             self.end()
         await _cancel(asking, hurrying)
         return num_cut_short
@@ -198,6 +200,7 @@ class FrontEnd:
 
     def _lost(self) -> None:
         if self._guest is not None:
+            self._num_lost = self._guest.num_requests
             self._guest.leave()
         os.close(self._images)
         self.ended.set()

@@ -17,10 +17,9 @@ from encoder_svc.server.info import DTYPE_NAMES
 from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
-    import socket
-
     from encoder_svc.config import Config
     from encoder_svc.observability.request import Observer
+    from encoder_svc.server.address import HeldPort
     from encoder_svc.server.loading import Loaded
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class FrontEnds:
         self._sign = DoorSign(self._door)
         self._arena: Arena | None = None
         self._loaded: Loaded | None = None
-        self._port: socket.socket | None = None
+        self._port: HeldPort | None = None
         self._running: list[FrontEnd | None] = [None] * config.frontend_processes
         self._keepers: list[asyncio.Task[None]] = []
         self._preparing: set[asyncio.Task[None]] = set()
@@ -72,8 +71,7 @@ class FrontEnds:
             if error is not None:
                 raise error
         self._keepers = [asyncio.create_task(self._keep(place)) for place in places]
-        port: int = self._port.getsockname()[1]
-        return port
+        return self._port.number
 
     def prepare(self) -> None:
         for front_end in self._now():
@@ -150,7 +148,7 @@ class FrontEnds:
         self._running[place] = front_end
         if self._loaded is not None:  # no caller shall come to it that it would refuse
             await front_end.prepare()
-        await front_end.begin(self._config, self._port.getsockname()[1])
+        await front_end.begin(self._config, self._port.number)
         if self._arena is not None and self._loaded is not None:
             await front_end.open(self._config, self._arena, self._loaded)
 

@@ -77,7 +77,7 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     assert isinstance(front_ends, FrontEnds)
     assert front_ends._loaded is not None
     assert front_ends._port is not None
-    port = front_ends._port.getsockname()[1]
+    port = front_ends._port.number
     try:
         yield Inside(front_ends, front_ends._loaded.core, metrics, f"127.0.0.1:{port}")
     finally:  # gRPC does not survive a loop that is closed beneath it

@@ -296,6 +296,23 @@ async def test_what_is_no_key_troubles_no_other_process(inside: Inside) -> None:
     assert inside.core.engine.queued_images == 0
 
 
+async def test_calls_that_are_lost_while_draining_were_cut_short(
+    tiny_checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    images = [noise(700, 700, seed=seed) for seed in range(24)]
+    async with serving(tiny_checkpoint("qwen2_vl"), exit_code=4) as inside:
+        client = client_of(inside)
+        calls = [asyncio.create_task(client.encode(images)) for _ in range(3)]
+        while inside.core.admission.num_requests < 3:
+            await asyncio.sleep(0.01)
+        for pid in inside.pids():  # soon after the end of this block, with which the drain begins
+            asyncio.get_running_loop().call_later(0.3, os.kill, pid, signal.SIGKILL)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    await client.close()
+    assert all(isinstance(outcome, RequestError) for outcome in outcomes)
+    assert "did not live to drain" in caplog.text
+
+
 async def test_what_takes_long_to_import_is_left_until_it_is_needed() -> None:
     """A start's own imports come first. Calls are refused meanwhile."""
 

@@ -368,9 +368,7 @@ class StageTimings(google.protobuf.message.Message):
     collect_s: builtins.float
     """Cut out of its batch, and whoever waits for it was told."""
     send_wait_s: builtins.float
-    """Until it was its turn to be written: images of its request that were ready before it come first, and so do
-    others of the same process.
-    """
+    """Until the images of the same request before it had been written."""
     def __init__(
         self,
         *,
