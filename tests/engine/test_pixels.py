@@ -132,9 +132,11 @@ def test_a_resized_batch_holds_patches_alone(tower: VisionTower) -> None:
 
 def test_the_resize_is_timed_by_itself(tower: VisionTower) -> None:
     runner = DeviceRunner(tower)
-    host, device = (runner.submit([process(tower, noise(1000, 1000), p)]).wait() for p in ("host", "device"))
-    assert device.resize_s > 10 * host.resize_s
-    assert device.forward_s > 0
+    host, device = (process(tower, noise(1000, 1000), place) for place in ("host", "device"))
+    pairs = [[runner.submit([image]).wait() for image in (host, device)] for _ in range(5)]
+    at_host_s, at_device_s = (min(result.resize_s for result in results) for results in zip(*pairs, strict=True))
+    assert at_device_s > 10 * at_host_s
+    assert all(result.forward_s > 0 for pair in pairs for result in pair)
 
 
 # When something fails
