@@ -80,14 +80,23 @@ class Landing:
 
 
 class CudaPages:
-    """Pages that CUDA knows."""
+    """Pages that CUDA knows.
+
+    Args:
+        device: in whose context; a thread's own would be the first GPU's, whichever is served.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def lock(self, address: int, num_bytes: int) -> None:
         """See :class:`Pages`; so with the other."""
         cudart = torch.cuda.cudart()
-        error = cudart.cudaHostRegister(address, num_bytes, 0)
+        with torch.cuda.device(self._device):
+            error = cudart.cudaHostRegister(address, num_bytes, 0)
         if int(error) != 0:
             raise RuntimeError(cudart.cudaGetErrorString(error))
 
     def unlock(self, address: int) -> None:
-        torch.cuda.cudart().cudaHostUnregister(address)
+        with torch.cuda.device(self._device):
+            torch.cuda.cudart().cudaHostUnregister(address)

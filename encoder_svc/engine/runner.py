@@ -182,7 +182,7 @@ class DeviceRunner:
     def land_in(self, arena: Arena) -> None:
         """Has a GPU write embeddings into this arena by itself, as far as there is room that is page-locked."""
         if self._lanes is not None:
-            self._landing = Landing(arena, CudaPages())
+            self._landing = Landing(arena, CudaPages(self._tower.device))
 
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """See :class:`Runner`."""
