@@ -127,6 +127,8 @@ def describe(side: dict[str, Any]) -> str:
         text += f"  server {side['server_cores']:.1f} cores, {side['server_cores'] / side['images_per_s'] * 1e3:.1f} ms"
         text += " of CPU an image"
         text += f", client {side['client_cores']:.1f}"
+    else:
+        text += f"  {side['cores']:.1f} cores, {side['cores'] / side['images_per_s'] * 1e3:.1f} ms of CPU an image"
     return text
 
 
@@ -183,16 +185,17 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         call()
         wait()
-        done, started_s = 0, time.perf_counter()
+        done, started_s, used_s = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - started_s < arguments.duration:
             call()
             done += 1
             if done % 4 == 0:
                 wait()
         wait()
-        elapsed_s = time.perf_counter() - started_s
+        elapsed_s, used_s = time.perf_counter() - started_s, time.process_time() - used_s
     rate = done * per_batch / elapsed_s
-    return {"images_per_s": rate, "patches_per_s": rate * images[0].grid.num_patches}
+    cores = {"cores": used_s / elapsed_s}
+    return {"images_per_s": rate, "patches_per_s": rate * images[0].grid.num_patches} | cores
 
 
 def serve_flags(options: list[str]) -> dict[str, str]:
