@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from support.arguments import ROUNDS
 
 from encoder_svc.attention import MMEncoderAttention, PackedSequences
 from encoder_svc.attention.selfcheck import check
@@ -160,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--backends", default="", help="only these, separated by commas; TORCH_NAIVE only if named")
     parser.add_argument("--shape", default="", help="only shapes whose name contains this")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=ROUNDS, default=20)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     return parser.parse_args()
 

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+from support.arguments import CLIENTS, DEPTH, IMAGES, MILLISECONDS, ROUNDS, SECONDS
 
 from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.runner import BatchResult
@@ -33,16 +34,16 @@ if TYPE_CHECKING:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--callers", type=int, default=64, metavar="N")
-    parser.add_argument("--depth", type=int, default=2, metavar="N", help="batches in flight")
-    parser.add_argument("--max-batch-images", type=int, default=20, metavar="N")
-    parser.add_argument("--pack-ms", type=float, default=12.0, metavar="MS", help="for a batch")
-    parser.add_argument("--pack-image-ms", type=float, default=0.8, metavar="MS", help="more for each image")
-    parser.add_argument("--run-ms", type=float, default=1.4, metavar="MS")
-    parser.add_argument("--run-image-ms", type=float, default=1.6, metavar="MS")
-    parser.add_argument("--elsewhere-ms", type=float, default=80.0, metavar="MS", help="within 40 %% of it")
-    parser.add_argument("--duration", type=float, default=5.0, metavar="SECONDS")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--callers", type=CLIENTS, default=64, metavar="N")
+    parser.add_argument("--depth", type=DEPTH, default=2, metavar="N", help="batches in flight")
+    parser.add_argument("--max-batch-images", type=IMAGES, default=20, metavar="N")
+    parser.add_argument("--pack-ms", type=MILLISECONDS, default=12.0, metavar="MS", help="for a batch")
+    parser.add_argument("--pack-image-ms", type=MILLISECONDS, default=0.8, metavar="MS", help="more for each image")
+    parser.add_argument("--run-ms", type=MILLISECONDS, default=1.4, metavar="MS")
+    parser.add_argument("--run-image-ms", type=MILLISECONDS, default=1.6, metavar="MS")
+    parser.add_argument("--elsewhere-ms", type=MILLISECONDS, default=80.0, metavar="MS", help="within 40 %% of it")
+    parser.add_argument("--duration", type=SECONDS, default=5.0, metavar="SECONDS")
+    parser.add_argument("--rounds", type=ROUNDS, default=3, metavar="N")
     arguments = parser.parse_args()
     for _ in range(arguments.rounds):
         asyncio.run(measure(arguments))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -26,6 +27,16 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.support.arguments import (  # noqa: E402
+    DEPTH,
+    GRAPH_PATCHES,
+    IMAGES,
+    ROUNDS,
+    SECONDS_OR_NONE,
+    SIDE,
+    cells,
+    listed,
+)
 from benchmarks.support.arithmetic import count  # noqa: E402
 from benchmarks.support.encoders import Ours, Theirs, lowest_cosine, photographs, relative_error  # noqa: E402
 from benchmarks.support.kernels import page_faults, profile  # noqa: E402
@@ -91,7 +102,7 @@ def measure_family(family: str, folder: Path, rate: float, arguments: argparse.N
     print(f"\n{family}, depth {ours.tower.encoder.config.depth}: {selection.backend} ({selection.implementation})")
     print(f"{'cell':<11}{'encoder':<20}{'ms':>10}{'images/s':>10}{'patches/s':>11}{'of floor':>9}{'ratio':>7}")
     rows: list[dict[str, Any]] = []
-    for side, number in cells(arguments):
+    for side, number in arguments.cells or itertools.product(arguments.sizes, arguments.batches):
         rounded = round(side / settings.factor) * settings.factor
         images = photographs(ROOT / "tests/photos", rounded, number, settings)
         sides = runs(ours, also_ours, theirs, images)
@@ -104,14 +115,6 @@ def measure_family(family: str, folder: Path, rate: float, arguments: argparse.N
         errors = measure_errors(folder, runs(ours, also_ours, theirs, images), images, arguments.device, settings)
         rows = [row | errors[row["encoder"]] for row in rows]
     return rows
-
-
-def cells(arguments: argparse.Namespace) -> list[tuple[int, int]]:
-    """(side, batch) of each cell: those named, or every size with every batch."""
-    if arguments.cells:
-        return [(int(side), int(number)) for side, _, number in (c.partition("x") for c in arguments.cells.split(","))]
-    sizes, batches = ([int(text) for text in given.split(",")] for given in (arguments.sizes, arguments.batches))
-    return [(side, number) for side in sizes for number in batches]
 
 
 def runs(
@@ -208,18 +211,24 @@ def _peak_bytes(run: Callable[[], torch.Tensor], device: torch.device) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--families", default=",".join(family_names()))
-    parser.add_argument("--sizes", default="448,1008", help="sides in pixels, rounded to the family's multiple")
-    parser.add_argument("--batches", default="1", help="images in a batch")
+    parser.add_argument(
+        "--sizes", type=listed(SIDE), default="448,1008", help="sides in pixels, rounded to the family's multiple"
+    )
+    parser.add_argument("--batches", type=listed(IMAGES), default="1", help="images in a batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=list(TORCH_DTYPES))
     parser.add_argument("--attn-backend", help="our attention backend; without it the platform chooses")
-    parser.add_argument("--cells", help="SIDExBATCH, separated by commas, in place of sizes and batches")
+    parser.add_argument("--cells", type=cells, help="SIDExBATCH, separated by commas, in place of sizes and batches")
     parser.add_argument("--no-theirs", action="store_true", help="time ours alone")
     parser.add_argument("--quantization", default="none", choices=["none", "fp8"], help="measure ours quantised too")
-    parser.add_argument("--cuda-graph-max-patches", type=int, default=Config().cuda_graph_max_patches, metavar="N")
-    parser.add_argument("--depth", type=int, help="layers, for a quick look; default: the checkpoints' own")
-    parser.add_argument("--rounds", type=int, default=20, help="at most")
-    parser.add_argument("--cell-s", type=float, default=20.0, help="stop a cell's rounds after this many seconds")
+    parser.add_argument(
+        "--cuda-graph-max-patches", type=GRAPH_PATCHES, default=Config().cuda_graph_max_patches, metavar="N"
+    )
+    parser.add_argument("--depth", type=DEPTH, help="layers, for a quick look; default: the checkpoints' own")
+    parser.add_argument("--rounds", type=ROUNDS, default=20, help="at most")
+    parser.add_argument(
+        "--cell-s", type=SECONDS_OR_NONE, default=20.0, help="stop a cell's rounds after this many seconds"
+    )
     parser.add_argument("--no-errors", action="store_true", help="skip the comparison with float32")
     parser.add_argument("--profile", action="store_true", help="print each cell's time by class of kernel")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from support.arguments import ROUNDS
 from support.server import make_tiny, running_server
 
 from encoder_svc.bench.pictures import noise_picture
@@ -39,7 +40,7 @@ Sample = tuple[float, dict[str, float]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="DIR")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N")
+    parser.add_argument("--rounds", type=ROUNDS, default=2, metavar="N")
     parser.add_argument("--large-caller", metavar="TARGET", help=argparse.SUPPRESS)
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()

@@ -29,6 +29,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.support.arguments import ROUNDS  # noqa: E402
 from encoder_svc.engine.pixels import Pixels, pinned_to  # noqa: E402
 from encoder_svc.images.limits import Limits  # noqa: E402
 from encoder_svc.images.processor import ImageProcessor, ProcessorSettings  # noqa: E402
@@ -48,7 +49,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=ROUNDS, default=9)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

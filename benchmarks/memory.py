@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from support.arguments import IMAGES
 from support.server import make_tiny, running_server
 
 from encoder_svc.client import EncoderClient
@@ -30,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="DIR")
     parser.add_argument("--photos", type=Path, nargs="+", default=[ROOT / "tests/photos"], metavar="FOLDER")
-    parser.add_argument("--number", type=int, default=100)
+    parser.add_argument("--number", type=IMAGES, default=100)
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     photos = different_photographs(arguments.photos, arguments.number)

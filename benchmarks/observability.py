@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import torch
 from prometheus_client.parser import text_string_to_metric_families
+from support.arguments import CLIENTS, ROUNDS, SECONDS
 
 from encoder_svc.client import AsyncEncoderClient, EncoderClient, RequestError
 from encoder_svc.observability.logs import configure_logs
@@ -75,9 +76,9 @@ def main() -> int:
         return serve_without(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="DIR")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N")
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--concurrency", type=int, default=4, metavar="N")
+    parser.add_argument("--rounds", type=ROUNDS, default=20, metavar="N")
+    parser.add_argument("--seconds", type=SECONDS, default=2.0)
+    parser.add_argument("--concurrency", type=CLIENTS, default=4, metavar="N")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = arguments.model or Path(folder) / "tiny"

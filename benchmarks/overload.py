@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 import torch
+from support.arguments import CLIENTS, PATCHES, ROUNDS, SECONDS
 from support.server import cpu_s, make_tiny, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +37,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="DIR")
     parser.add_argument("--mix", type=Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N")
-    parser.add_argument("--clients", type=int, default=32, metavar="N", help="of the closed loop; none may be refused")
-    parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--max-queued-patches", type=int, default=60_000, metavar="N")
+    parser.add_argument("--rounds", type=ROUNDS, default=2, metavar="N")
+    parser.add_argument("--clients", type=CLIENTS, default=32, metavar="N", help="of the closed loop; none refused")
+    parser.add_argument("--duration", type=SECONDS, default=10.0, metavar="SECONDS")
+    parser.add_argument("--max-queued-patches", type=PATCHES, default=60_000, metavar="N")
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()
     print(f"{date.today()}, {platform.machine()}, {psutil.cpu_count()} cores, torch {torch.__version__}")

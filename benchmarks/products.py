@@ -21,6 +21,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.support.arguments import PATCHES, ROUNDS, listed  # noqa: E402
 from encoder_svc.attention.cpu_kernels import has_amx  # noqa: E402
 from encoder_svc.models.amx_products import AmxProducts  # noqa: E402
 
@@ -46,7 +47,7 @@ def main() -> int:
     arguments = _arguments()
     products = AmxProducts() if has_amx() else None
     print(f"torch {torch.__version__}, threads {torch.get_num_threads()}, AMX {has_amx()}")
-    for rows in map(int, arguments.rows.split(",")):
+    for rows in arguments.rows:
         for num_in, num_out, how in LAYERS:
             measured = measure(rows, num_in, num_out, how, arguments.rounds, products)
             print(f"{rows} × {num_in} → {num_out} {how}: ", end="")
@@ -113,8 +114,8 @@ def _ours(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default="1024,784", help="patches of a batch")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=listed(PATCHES), default="1024,784", help="patches of a batch")
+    parser.add_argument("--rounds", type=ROUNDS, default=9)
     return parser.parse_args()
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from support.arguments import CLIENTS, IMAGES, PROCESSES, ROUNDS, SECONDS, SIDE
 from support.server import cpu_s, metrics_url, running_server
 from support.watch import Watch
 
@@ -43,19 +44,19 @@ def main() -> int:
     parser.add_argument("--family", default="qwen2_5_vl")
     parser.add_argument("--dimensions", default="tiny", choices=["tiny", "real"])
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint, in place of one made here")
-    parser.add_argument("--sides", type=int, nargs="+", default=[448], metavar="PIXELS", help="of one start in turn")
+    parser.add_argument("--sides", type=SIDE, nargs="+", default=[448], metavar="PIXELS", help="of one start in turn")
     parser.add_argument("--format", default="jpeg", choices=["jpeg", "raw"])
-    parser.add_argument("--clients", type=int, default=32, metavar="N")
-    parser.add_argument("--servers", type=int, default=1, metavar="N")
-    parser.add_argument("--client-processes", type=int, default=1, metavar="N")
-    parser.add_argument("--connections", type=int, default=1, metavar="N", help="of each client process")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--duration", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--clients", type=CLIENTS, default=32, metavar="N")
+    parser.add_argument("--servers", type=PROCESSES, default=1, metavar="N")
+    parser.add_argument("--client-processes", type=PROCESSES, default=1, metavar="N")
+    parser.add_argument("--connections", type=CLIENTS, default=1, metavar="N", help="of each client process")
+    parser.add_argument("--rounds", type=ROUNDS, default=3, metavar="N")
+    parser.add_argument("--duration", type=SECONDS, default=10.0, metavar="SECONDS")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--batch-images", type=int, metavar="N", help="of the loop; default: --clients")
+    parser.add_argument("--batch-images", type=IMAGES, metavar="N", help="of the loop; default: --clients")
     parser.add_argument("--loop", type=Path, metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--loop-side", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--loop-side", type=SIDE, help=argparse.SUPPRESS)
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()
     if arguments.loop:

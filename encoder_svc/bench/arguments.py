@@ -25,24 +25,24 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every flag but ``--target`` and ``--timeout-s``, which other commands share."""
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(
-        "--concurrency", type=_Count(_MAX_CONCURRENCY), default=8, metavar="N",
+        "--concurrency", type=Count(_MAX_CONCURRENCY), default=8, metavar="N",
         help="closed loop: clients (default: %(default)s)",
     )  # fmt: skip
-    loop.add_argument("--rate", type=_Number(_MAX_RATE), metavar="R", help="open loop: requests/s, Poisson arrivals")
+    loop.add_argument("--rate", type=Number(_MAX_RATE), metavar="R", help="open loop: requests/s, Poisson arrivals")
     parser.add_argument(
-        "--connections", type=_Count(_MAX_CONCURRENCY), default=1, metavar="N",
+        "--connections", type=Count(_MAX_CONCURRENCY), default=1, metavar="N",
         help="that requests take turns on; each is one front end's (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-outstanding", type=_Count(_MAX_OUTSTANDING), default=1024, metavar="N",
+        "--max-outstanding", type=Count(_MAX_OUTSTANDING), default=1024, metavar="N",
         help="open loop: beyond so many running, a request is counted as not sent (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--duration", type=_Number(_MAX_DURATION_S), default=10.0, metavar="SECONDS",
+        "--duration", type=Number(_MAX_DURATION_S), default=10.0, metavar="SECONDS",
         help="what is measured, after the warm-up (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--warmup-s", type=_Number(_MAX_DURATION_S, zero=True), default=2.0, metavar="SECONDS",
+        "--warmup-s", type=Number(_MAX_DURATION_S, zero=True), default=2.0, metavar="SECONDS",
         help="load before that, not counted (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -58,14 +58,14 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
         help="make each image differ from every other, so that no cache answers (default: on)",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=_Count(2**32 - 1, least=0), default=0, metavar="K",
+        "--seed", type=Count(2**32 - 1, least=0), default=0, metavar="K",
         help="of noise, mix and arrivals: same seed, same requests (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it there; needs matplotlib")
 
 
-class _Number:
+class Number:
     """An argparse type: a number above 0 (or from 0) up to ``most``."""
 
     def __init__(self, most: float, *, zero: bool = False) -> None:
@@ -83,7 +83,7 @@ class _Number:
         return value
 
 
-class _Count:
+class Count:
     """An argparse type: a whole number from ``least`` to ``most``."""
 
     def __init__(self, most: int, *, least: int = 1) -> None:
@@ -97,7 +97,7 @@ class _Count:
 
 
 def _range(text: str) -> tuple[int, int]:
-    count = _Count(_MAX_IMAGES)
+    count = Count(_MAX_IMAGES)
     least, _, most = text.partition("-")
     pair = count(least), count(most or least)
     if pair[0] > pair[1]:
