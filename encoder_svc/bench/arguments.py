@@ -31,7 +31,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     loop.add_argument("--rate", type=Number(_MAX_RATE), metavar="R", help="open loop: requests/s, Poisson arrivals")
     parser.add_argument(
         "--connections", type=Count(_MAX_CONCURRENCY), default=1, metavar="N",
-        help="that requests take turns on; each is one front end's (default: %(default)s)",
+        help="a request takes the one with the fewest under way; each is one front end's (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--max-outstanding", type=Count(_MAX_OUTSTANDING), default=1024, metavar="N",

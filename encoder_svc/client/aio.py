@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
@@ -10,6 +9,7 @@ import grpc.aio
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
+from encoder_svc.client.connections import Connections
 from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
@@ -62,16 +62,11 @@ class AsyncEncoderClient:
             else grpc.aio.secure_channel(target, credentials, options=options)
             for _ in range(connections)
         ]
-        self._stub = cycle([stub(channel) for channel in self._channels]).__next__
+        self._connections = Connections([stub(channel) for channel in self._channels])
 
     async def info(self, *, timeout_s: float | None = None) -> ModelInfo:
         """What the service serves."""
-        request = encoder_pb2.GetModelInfoRequest()
-        try:
-            response = await self._call(self._stub().GetModelInfo, request, timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise call_error(error, self.target) from None
-        return model_info(response)
+        return model_info(await self._ask("GetModelInfo", encoder_pb2.GetModelInfoRequest(), timeout_s))
 
     @overload
     async def encode(
@@ -113,8 +108,8 @@ class AsyncEncoderClient:
     ) -> AsyncIterator[EncodedImage | RequestError]:
         """Encodes images and yields each as it is ready; see :meth:`EncoderClient.stream`."""
         request = encode_request(images, request_id)
-        call = self._call(self._stub().EncodeImages, request, timeout_s)
-        async for result in self._results(call, Assembler(len(request.images))):
+        assembler = Assembler(len(request.images))
+        async for result in self._results("EncodeImages", request, len(request.images), timeout_s, assembler):
             yield cast("EncodedImage | RequestError", result)
 
     async def retain(
@@ -127,46 +122,53 @@ class AsyncEncoderClient:
     ) -> list[RetainedImage]:
         """Encodes images and leaves their embeddings with the server; see :meth:`EncoderClient.retain`."""
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._call(self._stub().EncodeImages, request, timeout_s)
-        assembler = Assembler(len(request.images), retained=True)
-        results = [result async for result in self._results(call, assembler)]
-        return all_good(sorted(results, key=position), RetainedImage)
+        number = len(request.images)
+        answer = self._results("EncodeImages", request, number, timeout_s, Assembler(number, retained=True))
+        return all_good(sorted([result async for result in answer], key=position), RetainedImage)
 
     async def fetch(
         self, keys: Sequence[str], *, timeout_s: float | None = None, request_id: str = ""
     ) -> list[EncodedImage]:
         """Embeddings that were retained, in the order of their keys; see :meth:`EncoderClient.fetch`."""
         request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
-        call = self._call(self._stub().FetchEmbeddings, request, timeout_s)
-        results = [result async for result in self._results(call, Assembler(len(keys)))]
-        return all_good(sorted(results, key=position), EncodedImage)
+        answer = self._results("FetchEmbeddings", request, len(keys), timeout_s, Assembler(len(keys)))
+        return all_good(sorted([result async for result in answer], key=position), EncodedImage)
 
     async def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end; see :meth:`EncoderClient.release`."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
-        try:
-            response = await self._call(self._stub().ReleaseEmbeddings, request, timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise call_error(error, self.target) from None
+        response = await self._ask("ReleaseEmbeddings", request, timeout_s)
         return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
 
-    def _call(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
+    async def _ask(self, method: str, request: Message, timeout_s: float | None) -> Any:
+        try:
+            with self._connections.taken() as stub:
+                return await self._begin(getattr(stub, method), request, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise call_error(error, self.target) from None
+
+    async def _results(
+        self, method: str, request: Message, num_images: int, timeout_s: float | None, assembler: Assembler
+    ) -> AsyncIterator[Result]:
+        try:
+            with self._connections.taken(num_images) as stub:
+                call = self._begin(getattr(stub, method), request, timeout_s)
+                try:
+                    async for response in call:
+                        settled = assembler.feed(response)
+                        if settled is not None:
+                            yield settled
+                finally:
+                    call.cancel()
+        except grpc.aio.AioRpcError as error:
+            raise call_error(error, self.target) from None
+        assembler.finish()
+
+    def _begin(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
         seconds = call_timeout(timeout_s, self._timeout_s)
         if self._closed:
             raise closed_error()
         return method(request, timeout=seconds, metadata=trace_metadata())
-
-    async def _results(self, call: Any, assembler: Assembler) -> AsyncIterator[Result]:
-        try:
-            async for response in call:
-                settled = assembler.feed(response)
-                if settled is not None:
-                    yield settled
-        except grpc.aio.AioRpcError as error:
-            raise call_error(error, self.target) from None
-        finally:
-            call.cancel()
-        assembler.finish()
 
     async def close(self) -> None:
         """Ends the connection. Calls that run are cancelled; later ones are UNREACHABLE."""

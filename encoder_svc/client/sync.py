@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
+from encoder_svc.client.connections import Connections
 from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
@@ -44,8 +45,8 @@ class EncoderClient:
         options: gRPC's channel arguments. With :data:`ROUND_ROBIN` each call goes to the next of the replicas that the
             name resolves to; without, all go to one. (:meth:`fetch` must reach the replica that retains.)
         timeout_s: for each call that names none of its own; None and infinity wait without end.
-        connections: that calls take turns on. To a server of several front ends as many as it has, or more: each
-            connection is one front end's.
+        connections: a call takes the one with the fewest images under way. To a server of several front ends as many as
+            it has, or more: each connection is one front end's.
 
     Raises:
         ValueError: ``timeout_s``, here or of a call, is negative or not a number; ``connections`` is not 1 or more.
@@ -70,7 +71,7 @@ class EncoderClient:
             else grpc.secure_channel(target, credentials, options=options)
             for _ in range(connections)
         ]
-        self._stub = cycle([stub(channel) for channel in self._channels]).__next__
+        self._connections = Connections([stub(channel) for channel in self._channels])
 
     def info(self, *, timeout_s: float | None = None) -> ModelInfo:
         """What the service serves.
@@ -78,11 +79,7 @@ class EncoderClient:
         Raises:
             RequestError: see :meth:`stream`.
         """
-        try:
-            response = self._call(self._stub().GetModelInfo, encoder_pb2.GetModelInfoRequest(), timeout_s)
-        except grpc.RpcError as error:
-            raise call_error(error, self.target) from None
-        return model_info(response)
+        return model_info(self._ask("GetModelInfo", encoder_pb2.GetModelInfoRequest(), timeout_s))
 
     @overload
     def encode(
@@ -138,7 +135,7 @@ class EncoderClient:
                 anything is sent.
         """
         request = encode_request(images, request_id)
-        call = self._call(self._stub().EncodeImages, request, timeout_s)
+        call = self._stream("EncodeImages", request, len(request.images), timeout_s)
         results = self._results(call, Assembler(len(request.images)))
         return cast("Iterator[EncodedImage | RequestError]", results)
 
@@ -160,7 +157,7 @@ class EncoderClient:
                 retained. Images that were retained before the one that failed stay so until their lease ends.
         """
         request = encode_request(images, request_id, retain_s=lease_s)
-        call = self._call(self._stub().EncodeImages, request, timeout_s)
+        call = self._stream("EncodeImages", request, len(request.images), timeout_s)
         results = self._results(call, Assembler(len(request.images), retained=True))
         return all_good(sorted(results, key=position), RetainedImage)
 
@@ -172,19 +169,42 @@ class EncoderClient:
             TypeError: ``keys`` is one key and no list.
         """
         request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
-        call = self._call(self._stub().FetchEmbeddings, request, timeout_s)
+        call = self._stream("FetchEmbeddings", request, len(keys), timeout_s)
         return all_good(sorted(self._results(call, Assembler(len(keys))), key=position), EncodedImage)
 
     def release(self, keys: Sequence[str], *, timeout_s: float | None = None) -> int:
         """Gives up leases before they end, one for each time a key is named; returns how many there were."""
         request = encoder_pb2.ReleaseEmbeddingsRequest(keys=checked_keys(keys))
-        try:
-            response = self._call(self._stub().ReleaseEmbeddings, request, timeout_s)
-        except grpc.RpcError as error:
-            raise call_error(error, self.target) from None
+        response = self._ask("ReleaseEmbeddings", request, timeout_s)
         return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
 
-    def _call(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
+    def _ask(self, method: str, request: Message, timeout_s: float | None) -> Any:
+        try:
+            with self._connections.taken() as stub:
+                return self._begin(getattr(stub, method), request, timeout_s)
+        except grpc.RpcError as error:
+            raise call_error(error, self.target) from None
+
+    def _stream(self, method: str, request: Message, num_images: int, timeout_s: float | None) -> Any:
+        stub, ended = self._connections.take(num_images)
+        try:
+            call = self._begin(getattr(stub, method), request, timeout_s)
+        except BaseException:
+            ended(None)
+            raise
+        # gRPC says so, since the caller may never begin to read the answer. Dropping it cancels the call, if nothing else
+        # refers to it.
+        reference = weakref.ref(call)
+
+        def tell() -> None:
+            finished = reference()
+            ended(None if finished is None else finished.code())
+
+        if not call.add_callback(tell):
+            tell()
+        return call
+
+    def _begin(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
         seconds = call_timeout(timeout_s, self._timeout_s)
         try:
             return method(request, timeout=seconds, metadata=trace_metadata())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from encoder_svc.client import ImageInput
     from encoder_svc.server.loading import Loaded
 
-# Calls take turns on so many connections, which the system deals out among the front ends.
+# A client has so many connections, which the system deals out among the front ends.
 CONNECTIONS = 12
 
 
