@@ -192,8 +192,8 @@ class EncoderClient:
         except BaseException:
             ended(None)
             raise
-        # gRPC says so, since the caller may never begin to read the answer. Dropping it cancels the call, if nothing else
-        # refers to it.
+        # gRPC says so, since the caller may never begin to read the answer. Dropping it cancels the call, if nothing
+        # else refers to it.
         reference = weakref.ref(call)
 
         def tell() -> None:
