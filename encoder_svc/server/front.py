@@ -14,7 +14,8 @@ from encoder_svc.server.address import listen_address, why_not
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.gate import Gate
 from encoder_svc.server.handlers import add_servicer
-from encoder_svc.server.servicer import EncoderServicer, Serving
+from encoder_svc.server.servicer import EncoderServicer
+from encoder_svc.server.serving import Serving
 
 if TYPE_CHECKING:
     import asyncio

@@ -15,7 +15,8 @@ from encoder_svc.engine.admission import Admission, Budgets
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.server.gate import Gate
-from encoder_svc.server.servicer import EncoderServicer, Serving
+from encoder_svc.server.servicer import EncoderServicer
+from encoder_svc.server.serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
