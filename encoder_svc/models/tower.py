@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from encoder_svc.images.processor import ProcessorSettings
     from encoder_svc.models.base import VisionEncoder
-    from encoder_svc.models.checkpoint import Checkpoint, Progress
+    from encoder_svc.models.checkpoint import Checkpoint
+    from encoder_svc.models.checkpoint_weights import Progress
     from encoder_svc.models.workflow import Workflow
     from encoder_svc.platforms import Platform, Selection
 
@@ -38,7 +39,7 @@ class VisionTower:
     """A loaded encoder.
 
     Attributes:
-        revision: of its weights; see :class:`encoder_svc.models.checkpoint.Weights`.
+        revision: of its weights; see :class:`encoder_svc.models.checkpoint_weights.Weights`.
         config_hash: SHA-256 over everything that shapes results: part of every key of a kept result.
     """
 
