@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 # A caller's deadline began before it reached us, and its cancellation comes before ours ends.
 _CALLERS_LEAD_S: Final = 0.05
-# For calls that were ended to be told so. Who does not read is not waited for longer.
+# For calls that were ended to be told so. gRPC sends a status after what was written before it, whoever sends it: who
+# does not read is not waited for longer, and is told UNAVAILABLE by gRPC itself when the server stops.
 _ABORT_S: Final = 1.0
 
 

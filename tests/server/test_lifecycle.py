@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, RequestError, UnavailableError
+from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, UnavailableError
 from tests.ports import free_port
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
@@ -110,35 +110,6 @@ def test_closing_a_stream_cancels_what_waits(server: Callable[..., ServerProcess
     assert waited_s < 4 * first.timings.forward_s + 1
 
 
-def test_sigterm_lets_a_running_request_finish(tiny_checkpoint: Callable[[str], Path]) -> None:
-    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *BIG) as draining:
-        with EncoderClient(draining.target) as client:
-            results = []
-            encoding = threading.Thread(target=lambda: results.extend(client.encode([noise(1800)])))
-            encoding.start()
-            time.sleep(0.5)
-            code = draining.stop(signal.SIGTERM)
-            encoding.join()
-        assert code == 0
-        assert results[0].embeddings.any()
-        assert "stopped" in draining.log
-
-
-def test_after_sigterm_new_requests_are_refused(tiny_checkpoint: Callable[[str], Path], photos: list[Path]) -> None:
-    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *BIG) as draining:
-        with EncoderClient(draining.target) as client, EncoderClient(draining.target) as other:
-            other.info()
-            encoding = threading.Thread(target=lambda: client.encode([noise(2000)]))
-            encoding.start()
-            time.sleep(0.3)
-            draining.process.send_signal(signal.SIGTERM)
-            draining.wait_for_log("draining")
-            with pytest.raises(UnavailableError):
-                other.encode(photos[:1])
-            encoding.join()
-        assert draining.process.wait(30) == 0
-
-
 def test_without_a_model_a_tiny_one_is_served_and_said_so_loudly(photos: list[Path]) -> None:
     with ServerProcess() as embedded, EncoderClient(embedded.target) as client:
         assert client.info().family == "qwen2_5_vl"
@@ -206,52 +177,6 @@ def test_a_language_model_without_vision_config_is_refused(tmp_path: Path) -> No
 def test_a_port_in_use_is_refused(server: Callable[..., ServerProcess], tiny_checkpoint) -> None:
     port = server("qwen2_vl").target.rsplit(":", 1)[1]
     assert "cannot listen" in refused("--model", tiny_checkpoint("qwen2_vl"), "--port", port)[1]
-
-
-def test_an_open_health_watch_does_not_delay_the_end(tiny_checkpoint: Callable[[str], Path]) -> None:
-    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu") as watched:
-        with grpc.insecure_channel(watched.target) as channel:
-            updates = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            assert next(updates).status == SERVING
-            started_s = time.monotonic()
-            watched.process.send_signal(signal.SIGTERM)
-            assert next(updates).status == NOT_SERVING
-            assert watched.process.wait(30) == 0
-        assert time.monotonic() - started_s < 5
-
-
-def encode_in_background(client: EncoderClient, image: np.ndarray) -> tuple[threading.Thread, list]:
-    outcome: list = []
-
-    def encode() -> None:
-        try:
-            outcome.extend(client.encode([image]))
-        except RequestError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=encode)
-    thread.start()
-    time.sleep(0.5)
-    return thread, outcome
-
-
-@pytest.mark.parametrize("ending", ["drain_s passes", "a second signal comes"])
-def test_requests_that_do_not_finish_in_time_are_ended_and_the_exit_code_says_so(tiny_checkpoint, ending: str) -> None:
-    drain_s = "0.5" if ending == "drain_s passes" else "60"
-    options = ("--device", "cpu", "--drain-s", drain_s, *BIG)
-    with (
-        ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *options) as ended,
-        EncoderClient(ended.target) as client,
-    ):
-        thread, outcome = encode_in_background(client, noise(1700))
-        ended.process.send_signal(signal.SIGTERM)
-        ended.wait_for_log("draining")
-        if ending == "a second signal comes":
-            ended.process.send_signal(signal.SIGTERM)
-        assert ended.process.wait(60) == 4
-        thread.join()
-        assert isinstance(outcome[0], UnavailableError)
-        assert outcome[0].reason == "DRAINING"
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
