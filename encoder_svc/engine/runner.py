@@ -276,11 +276,8 @@ class DeviceRunner:
 
     def _to_host(self, part: torch.Tensor) -> torch.Tensor:
         """A copy of an image's rows in page-locked memory, on its way when this returns."""
-        block = None if self._landing is None else self._landing.take(part.nbytes)
-        if block is None:
-            return _to_pinned(part)
-        host = torch.frombuffer(block, dtype=part.dtype).view(part.shape)
-        return host.copy_(part, non_blocking=True)
+        landed = None if self._landing is None else self._landing.land(part)
+        return _to_pinned(part) if landed is None else landed
 
     def _result(
         self,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from encoder_svc.engine import landing as module
-from encoder_svc.engine.landing import Landing
+from encoder_svc.engine.landing import CudaPages, Landing, pieces
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.images.types import GridThw, ProcessedImage
 from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
@@ -28,6 +29,7 @@ STEP = 1 << 16
 @pytest.fixture
 def arena(monkeypatch: pytest.MonkeyPatch) -> Iterator[Arena]:
     monkeypatch.setattr(module, "_STEP_BYTES", STEP)
+    monkeypatch.setattr(module, "_AHEAD_BYTES", 0)
     file = new_shared_file("test")
     yield Arena(file, 4 * STEP + 4096)
     os.close(file)
@@ -87,6 +89,38 @@ def test_more_is_locked_as_more_is_used(arena: Arena) -> None:
     assert [size for _, size in locks.pages] == [STEP] * 4
     assert landing.take(100) is not None
     assert len(kept) == 3 * STEP - 64
+
+
+def test_more_is_locked_than_is_used(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AHEAD_BYTES", STEP)
+    landing = Landing(arena, Locks())
+    until(lambda: landing.locked_bytes == STEP)  # though nothing is used
+    kept = landing.take(64)
+    assert kept is not None
+    until(lambda: landing.locked_bytes == 2 * STEP)
+
+
+@pytest.mark.parametrize(
+    ("start", "num_bytes", "wanted"),
+    [(0, 10, [10]), (0, 100, [100]), (90, 10, [10]), (90, 11, [10, 1]), (150, 300, [50, 100, 100, 50]), (200, 1, [1])],
+)
+def test_bytes_are_cut_where_steps_meet(start: int, num_bytes: int, wanted: list[int]) -> None:
+    parts = pieces(start, num_bytes, 100)
+    assert [part.stop - part.start for part in parts] == wanted
+    assert [part.start for part in parts] == [sum(wanted[:index]) for index in range(len(wanted))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_lands_across_steps(arena: Arena, dtype: torch.dtype) -> None:
+    landing = Landing(arena, Locks())
+    kept = arena.take(STEP // 2)
+    rows = torch.randn(STEP // 128, 80).to(dtype)[:, :64]  # no view of whole memory
+    until(lambda: landing.land(rows) is not None)
+    landed = landing.land(rows)
+    assert landed is not None
+    assert torch.equal(landed, rows)
+    assert landed.dtype is dtype
+    assert arena.offset(memoryview(landed.view(torch.uint8).numpy()).cast("B")) == len(kept)
 
 
 def test_the_last_step_ends_with_the_arena(arena: Arena) -> None:
@@ -157,3 +191,21 @@ def test_a_gpu_writes_embeddings_where_other_processes_read_them(
             break
         assert time.monotonic() < ends_s
     assert [bytes(view.view(arena.offset(data), len(data))) for data in embeddings] == wanted
+
+
+@pytest.mark.cuda
+def test_nobody_waits_for_a_copy_across_steps(arena: Arena) -> None:
+    landing = Landing(arena, CudaPages(torch.device("cuda")))
+    kept = arena.take(STEP // 2)
+    rows = torch.randn(STEP // 128, 64, device="cuda")
+    until(lambda: landing.land(rows) is not None)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # half a second
+    landed = landing.land(rows)
+    event = torch.cuda.Event()
+    event.record()
+    assert not event.query()
+    event.synchronize()
+    assert landed is not None
+    assert torch.equal(landed, rows.cpu())
+    assert len(kept) == STEP // 2
