@@ -20,7 +20,7 @@ from encoder_svc.engine.pixels import Pixels
 from encoder_svc.images.types import GridThw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from encoder_svc.engine.builder import Batch
     from encoder_svc.models.base import EncoderInputs, VisionEncoder
@@ -53,6 +53,15 @@ def max_sequences(size: int) -> int:
     """How many images, or frames, a bucket's graph holds. A kernel looks at each of them, also at those that are not
     there: that is nothing beside a large bucket's work, and not beside a small one's."""
     return min(max(size // _STEP_PATCHES, _MIN_SEQUENCES), _MAX_SEQUENCES)
+
+
+def pool_bytes(segments: Iterable[Mapping[str, Any]], pool: tuple[int, int]) -> int:
+    """What torch's allocator has reserved for one pool.
+
+    Args:
+        segments: of ``torch.cuda.memory_snapshot()``.
+    """
+    return sum(segment["total_size"] for segment in segments if segment["segment_pool_id"] == pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,8 @@ class Graphs:
     """The graphs of one tower. They share memory, inputs and results too, so only one runs at a time, on one stream.
 
     Attributes:
-        num_bytes: device memory that they hold.
+        num_bytes: device memory that they hold, by torch's own count, whatever else uses the device. What the driver
+            keeps for each graph is not in it: only the device's free memory shows that, and what others take with it.
     """
 
     def __init__(self, tower: VisionTower) -> None:
@@ -126,8 +136,6 @@ class Graphs:
                 start, which shall not have other graphs.
         """
         captured_s = first_run_s = 0.0
-        torch.cuda.synchronize(self._tower.device)
-        free_before = torch.cuda.mem_get_info(self._tower.device)[0]
         for size in sorted(sizes, reverse=True):
             if captured_s > max_s or self.num_bytes > max_bytes:
                 logger.warning("graphs: stopped at a bound before the bucket of %d patches", size)
@@ -139,15 +147,21 @@ class Graphs:
             self._graphs[size] = self._capture(prepared, stream)
             first_run_s += ready_s - began_s
             captured_s += clock() - ready_s
-            self.num_bytes = max(free_before - torch.cuda.mem_get_info(self._tower.device)[0], 0)
+            self.num_bytes = self._count_bytes()
         logger.info(
-            "graphs: %d buckets up to %d patches, captured in %.1f s after first runs of %.1f s, %d MiB",
+            "graphs: %d buckets up to %d patches, captured in %.1f s after first runs of %.1f s, %d MiB reserved",
             len(self._graphs),
             max(self._graphs, default=0),
             captured_s,
             first_run_s,
             self.num_bytes >> 20,
         )
+
+    def _count_bytes(self) -> int:
+        assert self._buffer is not None
+        assert self._rows is not None
+        pool = pool_bytes(torch.cuda.memory_snapshot(), self._pool)
+        return pool + self._buffer.nbytes + self._rows.nbytes
 
     def _prepare(self, size: int) -> _Prepared:
         config, device = self._encoder.config, self._tower.device

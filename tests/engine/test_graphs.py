@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import fields, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from encoder_svc.attention.base import PackedSequences
 from encoder_svc.engine.builder import build_batch
-from encoder_svc.engine.graphs import GraphInput, bucket_sizes, max_sequences
+from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes, max_sequences, pool_bytes
 from encoder_svc.engine.runner import DeviceRunner, PreparedBatch
 from encoder_svc.images.types import GridThw, ProcessedImage
 from tests.models.towers import FAMILIES, Grids, load
@@ -64,6 +65,17 @@ def test_what_fills_up_a_bucket_counts_as_padding() -> None:
 
 def test_no_patches_no_buckets() -> None:
     assert bucket_sizes(0, 4) == []
+
+
+def test_a_pool_is_what_was_reserved_for_it_and_nothing_else() -> None:
+    segments = [
+        {"segment_pool_id": (0, 0), "total_size": 1 << 30, "allocated_size": 1 << 30},  # everybody's
+        {"segment_pool_id": (0, 1), "total_size": 20 << 20, "allocated_size": 0},
+        {"segment_pool_id": (0, 1), "total_size": 2 << 20, "allocated_size": 512},
+        {"segment_pool_id": (0, 2), "total_size": 4 << 20, "allocated_size": 512},
+    ]
+    assert pool_bytes(segments, (0, 1)) == 22 << 20
+    assert pool_bytes(segments, (1, 0)) == 0
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=12), st.integers(0, 300))
@@ -172,6 +184,22 @@ def test_batches_too_large_or_of_pixel_values_run_without(cuda_runners) -> None:
     many = [random_image(GridThw(1, 2, 2), 14)] * 40
     values = [ProcessedImage(GridThw(1, 4, 4), np.zeros((16, tower.settings.patch_dim), np.float32))]
     assert not any(warm.prepare(build_batch(images, tower.encoder)).in_graph for images in (large, many, values))
+
+
+@pytest.mark.cuda
+def test_memory_that_others_take_meanwhile_is_not_the_graphs(cuda_runners) -> None:
+    tower, _, _ = cuda_runners("qwen2_vl")
+    of_others: list[torch.Tensor] = []
+
+    def clock_beside_others() -> float:
+        of_others.append(torch.empty(2**28, dtype=torch.uint8, device=tower.device))
+        return time.perf_counter()
+
+    graphs = Graphs(tower)
+    with torch.inference_mode():
+        graphs.capture([128], torch.cuda.Stream(), max_bytes=2**40, max_s=60, clock=clock_beside_others)
+    assert graphs.buckets == (128,)
+    assert 0 < graphs.num_bytes < 2**28
 
 
 @pytest.mark.cuda
