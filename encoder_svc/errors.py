@@ -57,10 +57,13 @@ class AttentionKernelError(EncoderSvcError):
     """
 
     def __init__(self, backend: str, implementation: str, why: str) -> None:
-        super().__init__(f"The attention kernel {backend} ({implementation}) failed.")
+        super().__init__(backend, implementation, why)  # what a copy is made from, here or in another process
         self.backend = backend
         self.implementation = implementation
         self.why = why
+
+    def __str__(self) -> str:
+        return f"The attention kernel {self.backend} ({self.implementation}) failed."
 
 
 class Reason(StrEnum):
@@ -178,7 +181,7 @@ class RequestError(EncoderSvcError):
         image_index: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # what a copy is made from, here or in another process
         self.reason = reason
         self.code = code or CODES.get(reason, "INTERNAL")
         self.message = message

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -11,6 +16,7 @@ from encoder_svc.errors import (
     CODE_NUMBERS,
     CODES,
     AttentionBackendError,
+    AttentionKernelError,
     CancelledError,
     CheckpointError,
     ConfigError,
@@ -26,6 +32,9 @@ from encoder_svc.errors import (
     UnavailableError,
     request_error,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CLASS_OF_CODE = {
     "INVALID_ARGUMENT": InvalidInputError,
@@ -109,6 +118,46 @@ def test_the_text_has_the_image_the_message_and_the_reason() -> None:
 def test_where_and_when_are_kept() -> None:
     error = request_error(Reason.QUEUE_FULL, "…", image_index=3, retry_after_s=1.5)
     assert (error.image_index, error.retry_after_s) == (3, 1.5)
+
+
+EXAMPLES = [
+    *[cls("what is wrong") for cls in (EncoderSvcError, StartupError, ConfigError, CheckpointError)],
+    AttentionBackendError("what is wrong"),
+    AttentionKernelError("FLASH_ATTN", "fa4", "no kernel image"),
+    *[request_error("NEWER_REASON", "…", code=code, image_index=3, retry_after_s=1.5) for code in CLASS_OF_CODE],
+    request_error(Reason.DRAINING, "…"),
+]
+
+
+def family(cls: type[EncoderSvcError]) -> set[type[EncoderSvcError]]:
+    return {cls}.union(*map(family, cls.__subclasses__()))
+
+
+def test_every_class_has_an_example() -> None:
+    assert {type(error) for error in EXAMPLES} | {RequestError} == family(EncoderSvcError)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))],
+    ids=["copy", "deep", "pickle"],
+)
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_a_copy_says_all_that_the_error_says(error: EncoderSvcError, copied: Callable) -> None:
+    other = copied(error)
+    assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))
+
+
+def refuse() -> None:
+    raise request_error(Reason.QUEUE_FULL, "Send less.", image_index=3, retry_after_s=1.5)
+
+
+def test_an_error_reaches_the_process_that_waits_for_a_pool() -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with pytest.raises(OverloadedError, match=r"image 3: Send less\. \[QUEUE_FULL\]") as caught:
+            pool.submit(refuse).result(timeout=50)
+        assert caught.value.retry_after_s == 1.5
+        assert pool.submit(abs, -1).result(timeout=50) == 1
 
 
 @pytest.mark.parametrize(
