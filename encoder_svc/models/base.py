@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Far beyond any encoder, and small enough that no product of dimensions overflows torch's 64 bits.
+MAX_DIMENSION: Final = 2**20
+_MAX_DEPTH: Final = 2**10
+_MAX_PATCH_SIDE: Final = 2**10
+_MAX_FACTOR: Final = 2**4
+
 
 class ConfigReader:
     """Reads one object of a checkpoint's JSON, its ``vision_config`` say, and names what is missing or wrong.
@@ -40,24 +47,30 @@ class ConfigReader:
         """The value of ``key`` (or of ``old_key``, its former spelling). Without a default it must be there.
 
         Raises:
-            CheckpointError: missing, or not of type ``kind``.
+            CheckpointError: missing, or not of type ``kind``, or NaN, infinity or beyond a float.
         """
         value = self._values.get(key, self._values.get(old_key) if old_key else None)
         if value is None:
             if default is None:
                 raise CheckpointError(f"{self.where} lacks '{key}'.")
             return default
-        if kind is float and type(value) is int:
+        if kind is float:
+            if not _is_number(value):
+                raise CheckpointError(f"{self.where}: '{key}' is {value!r}, not a number.")
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CheckpointError(f"{self.where}: '{key}' is {value!r}, not {kind.__name__}.")
         return value
 
-    def positive(self, key: str, default: int | None = None, *, old_key: str | None = None) -> int:
+    def positive(
+        self, key: str, default: int | None = None, *, old_key: str | None = None, at_most: int = MAX_DIMENSION
+    ) -> int:
         """An integer of at least 1."""
         value = self.get(key, int, default, old_key=old_key)
         if value < 1:
             raise CheckpointError(f"{self.where}: '{key}' is {value}, not a positive number.")
+        if value > at_most:
+            raise CheckpointError(f"{self.where}: '{key}' is {value}; at most {at_most} is served.")
         return value
 
     def layer_indices(self, key: str, depth: int) -> tuple[int, ...]:
@@ -69,15 +82,23 @@ class ConfigReader:
         return layers
 
     def floats(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
-        """A list of numbers."""
+        """A list of finite numbers."""
         values = self.get(key, list, list(default))
-        if not all(type(value) in (int, float) for value in values):
+        if not all(map(_is_number, values)):
             raise CheckpointError(f"{self.where}: '{key}' is {values!r}, not numbers.")
         return tuple(map(float, values))
 
     def section(self, key: str) -> ConfigReader:
         """The object under ``key``; an empty one if there is none."""
         return ConfigReader(self.get(key, dict, {}), f"{self.where}: {key}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a float holds. JSON as Python reads it has NaN and infinity, and integers of any size."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,18 +150,20 @@ class VisionConfig:
     def read_common(reader: ConfigReader, *, hidden_key: str, out_key: str, hidden_act: str) -> dict[str, Any]:
         """The shared fields. ``hidden_act`` is the family's own, for checkpoints that do not spell it out."""
         common: dict[str, Any] = {
-            "depth": reader.positive("depth"),
+            "depth": reader.positive("depth", at_most=_MAX_DEPTH),
             "hidden_size": reader.positive(hidden_key),
             "num_heads": reader.positive("num_heads"),
             "hidden_act": reader.get("hidden_act", str, hidden_act),
             "out_hidden_size": reader.positive(out_key),
-            "patch_size": reader.positive("patch_size"),
-            "temporal_patch_size": reader.positive("temporal_patch_size", 2),
-            "spatial_merge_size": reader.positive("spatial_merge_size", 2),
-            "in_channels": reader.positive("in_channels", 3, old_key="in_chans"),
+            "patch_size": reader.positive("patch_size", at_most=_MAX_PATCH_SIDE),
+            "temporal_patch_size": reader.positive("temporal_patch_size", 2, at_most=_MAX_FACTOR),
+            "spatial_merge_size": reader.positive("spatial_merge_size", 2, at_most=_MAX_FACTOR),
+            "in_channels": reader.positive("in_channels", 3, old_key="in_chans", at_most=_MAX_FACTOR),
             "rope_theta": reader.section("rope_parameters").get("rope_theta", float, 10_000.0),
             "causal": reader.get("is_causal", bool, False),
         }
+        if common["rope_theta"] <= 0:
+            raise CheckpointError(f"{reader.where}: 'rope_theta' is {common['rope_theta']:g}, not a positive number.")
         if common["hidden_size"] % (4 * common["num_heads"]):
             raise CheckpointError(
                 f"{reader.where}: hidden size {common['hidden_size']} over {common['num_heads']} heads leaves no head "

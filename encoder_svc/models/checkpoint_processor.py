@@ -19,6 +19,7 @@ _DEFAULT_MAX_PIXELS = 28 * 28 * 1280
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _BICUBIC = 3
+_MAX_PIXELS = 2**31 - 1
 
 
 def read_processor_settings(
@@ -84,6 +85,11 @@ def _refuse_other_processing(reader: ConfigReader, config: VisionConfig) -> None
 
 
 def _refuse_nonsense(settings: ProcessorSettings, name: str, config: VisionConfig, reader: ConfigReader) -> None:
+    if settings.min_pixels < 1 or settings.max_pixels > _MAX_PIXELS:
+        raise CheckpointError(
+            f"{reader.where}: min_pixels {settings.min_pixels} and max_pixels {settings.max_pixels} must lie from 1 to "
+            f"{_MAX_PIXELS}."
+        )
     if not settings.factor**2 <= settings.max_pixels or settings.min_pixels > settings.max_pixels:
         raise CheckpointError(
             f"{name}: min_pixels {settings.min_pixels} and max_pixels {settings.max_pixels} leave no size: "

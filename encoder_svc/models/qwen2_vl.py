@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from encoder_svc.errors import CheckpointError
-from encoder_svc.models.base import ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
+from encoder_svc.models.base import MAX_DIMENSION, ConfigReader, EncoderInputs, VisionConfig, VisionEncoder
 from encoder_svc.models.layers import NORM_EPS, Block, Mlp, PatchEmbed, norm_weights
 from encoder_svc.models.positions import frame_sequences, patch_positions
 
@@ -82,7 +82,7 @@ class Qwen2VLEncoder(VisionEncoder):
             reader, hidden_key="embed_dim", out_key="hidden_size", hidden_act="quick_gelu"
         )
         intermediate_size = int(common["hidden_size"] * reader.get("mlp_ratio", float, 4.0))
-        if intermediate_size < 1:
+        if not 1 <= intermediate_size <= MAX_DIMENSION:
             raise CheckpointError(f"{reader.where}: 'mlp_ratio' leaves the MLP {intermediate_size} values wide.")
         return Qwen2VLVisionConfig(**common, intermediate_size=intermediate_size)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import logging
 import math
 import time
@@ -22,13 +21,13 @@ from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
-from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.ops_choice import refuse_quantisation
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
 from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.cores import usable_cores
+from encoder_svc.server.first_image import encode_first_image
 from encoder_svc.server.info import ModelFacts, budgets_of, limits_of, model_facts
 from encoder_svc.server.local_core import LocalCore
 
@@ -73,7 +72,6 @@ class Loader:
         self._config = config
         self._metrics = metrics
         self.phases = phases
-        self.limits = limits_of(config)
         # torch counts the machine's cores, not those that a container's quota leaves.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self._device = resolve_device(config.device)
@@ -104,6 +102,7 @@ class Loader:
         Raises:
             AttentionBackendError: nothing that the platform could choose passes its check.
             CheckpointError: a tensor is missing, surplus or of the wrong shape.
+            StartupError: the photograph cannot be encoded.
         """
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -115,10 +114,8 @@ class Loader:
             torch.set_num_threads(1)  # a batch is packed by one thread: a team would wait for cores that others want
         thread.shutdown()
         core = self._core(runner, max_batch_patches)
-        facts = model_facts(tower, self.limits)
-        photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
-        plan = facts.load_processor(self.limits).plan(EncodedImageBytes(photograph))
-        await core.engine.encode(await asyncio.to_thread(plan.process))
+        facts = model_facts(tower, limits_of(self._config))
+        await encode_first_image(core.engine, facts)
         logger.info(
             "loaded %s (%s, %s on %s)",
             tower.model,

@@ -64,6 +64,14 @@ WRONG_VALUES: list[tuple[str, str, Any]] = [
     ("qwen2_vl", "mlp_ratio", True),
     ("qwen2_vl", "mlp_ratio", -4),
     ("qwen2_vl", "mlp_ratio", 0),
+    ("qwen2_vl", "mlp_ratio", 1e30),
+    ("qwen2_vl", "mlp_ratio", float("nan")),
+    ("qwen2_vl", "mlp_ratio", 10**400),
+    ("qwen2_vl", "embed_dim", 10**12),
+    ("qwen2_vl", "depth", 2**20),
+    ("qwen2_5_vl", "hidden_size", 10**12),
+    ("qwen2_5_vl", "patch_size", 2**20),
+    ("qwen2_5_vl", "in_channels", 2**20),
     ("qwen2_vl", "hidden_act", 3),
     ("qwen2_vl", "is_causal", "yes"),
     ("qwen2_vl", "rope_parameters", 10_000),
@@ -89,8 +97,8 @@ def test_a_dimension_of_the_wrong_kind_is_named(copy: Callable[[str], Path], fam
         Checkpoint(str(folder))
 
 
-@pytest.mark.parametrize("theta", ["10000", [1], True])
-def test_a_rope_theta_that_is_no_number_is_named(copy: Callable[..., Path], theta: object) -> None:
+@pytest.mark.parametrize("theta", ["10000", [1], True, 0, -1, float("nan"), float("inf")])
+def test_a_rope_theta_that_is_no_positive_number_is_named(copy: Callable[..., Path], theta: object) -> None:
     folder = copy()
     edit_vision_config(folder, rope_parameters={"rope_theta": theta})
     with pytest.raises(CheckpointError, match="'rope_theta'"):
