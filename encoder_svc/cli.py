@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_encode(add("encode", help="encode photographs with a server, into a safetensors file"))
     _add_info(add("info", help="show what a server serves"))
     _add_health(add("health", help="ask a server whether it serves", description=_HEALTH_DESCRIPTION))
-    _add_bench(add("bench", help="load a server and measure it"))
+    _add_bench(add("bench", help="load a server and measure it"), debug)
     _add_backends(add("backends", help="show which attention backend is chosen, here or on a described machine"))
     _add_make_checkpoint(add("make-checkpoint", help="write a checkpoint with random weights"))
     return parser
@@ -199,9 +199,11 @@ def _health(parsed: argparse.Namespace) -> int:
     return _EXIT_FAILED
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
+def _add_bench(parser: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    serve = kinds.add_parser("serve", help="over gRPC, a server that runs", description=BENCH_DESCRIPTION)
+    serve = kinds.add_parser(
+        "serve", help="over gRPC, a server that runs", description=BENCH_DESCRIPTION, parents=[debug]
+    )
     add_connection_arguments(serve)
     add_bench_arguments(serve)
     serve.set_defaults(run=_bench_serve)

@@ -178,8 +178,9 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(tm
     )
 
 
-def test_an_error_shows_its_stack_trace_only_with_debug(photos: list[Path], tmp_path: Path) -> None:
-    arguments = ["encode", str(photos[0]), "--target", "127.0.0.1:9", "--out", str(tmp_path / "x.safetensors")]
+@pytest.mark.parametrize("arguments", [["info"], ["bench", "serve"]], ids=["info", "bench"])
+def test_an_error_shows_its_stack_trace_only_with_debug(arguments: list[str]) -> None:
+    arguments = [*arguments, "--target", "127.0.0.1:9"]
     plain = run(*arguments)
     for debugging in (run(*arguments, "--debug"), run("--debug", *arguments)):
         assert debugging.returncode == plain.returncode == 1
