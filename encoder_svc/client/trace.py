@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 
 def trace_metadata() -> tuple[tuple[str, str], ...] | None:
@@ -26,5 +29,8 @@ def _inject() -> Callable[[dict[str, str]], Any] | None:
     try:
         from opentelemetry.propagate import inject
     except ModuleNotFoundError:
+        return None
+    except Exception as error:  # it loads the propagators that OTEL_PROPAGATORS names, and raises what they raise
+        logger.warning("No trace context is sent: OpenTelemetry's propagators cannot be loaded (%s).", error)
         return None
     return inject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from encoder_svc.client import trace
 from encoder_svc.client.trace import trace_metadata
+from tests.serving import ENVIRONMENT
 
 if TYPE_CHECKING:
     import pytest
@@ -38,3 +40,17 @@ def test_without_opentelemetry_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "opentelemetry.propagate", None)
     assert trace_metadata() is None
     trace._inject.cache_clear()
+
+
+def test_propagators_that_are_not_installed_cost_one_warning_and_no_call() -> None:
+    calls = "from encoder_svc.client.trace import trace_metadata; print(trace_metadata(), trace_metadata())"
+    done = subprocess.run(
+        [sys.executable, "-c", calls],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | {"OTEL_PROPAGATORS": "tracecontext,nowhere"},
+    )
+    assert done.stdout == "None None\n", done.stderr
+    assert done.stderr.count("OpenTelemetry's propagators cannot be loaded") == 1
+    assert "nowhere" in done.stderr
