@@ -200,7 +200,7 @@ class Config:
     )
     decode_threads: int | None = _option(
         None,
-        _COUNT,
+        _at_least(1, at_most=1_024),
         "N",
         "threads that decode and resize images; without it one for each core that the process may use",
     )

@@ -197,6 +197,8 @@ def test_variables_of_others_are_none_of_ours(variable: str) -> None:
         ("max_images", "0", "less than 1"),
         ("max_images", "-5", "less than 1"),
         ("max_images", [1], "not a whole number"),
+        ("decode_threads", "0", "less than 1"),
+        ("decode_threads", "1025", "more than 1024"),
         ("min_pixels", "0", "less than 1"),
         ("dtype", "float64", "not one of auto, float32, float16, bfloat16"),
         ("resize", "bicubic", "not one of torch, pillow"),
