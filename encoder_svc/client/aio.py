@@ -8,22 +8,22 @@ import grpc
 import grpc.aio
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.client.arguments import (
+    call_timeout,
+    checked_keys,
+    checked_lease,
+    checked_request_id,
+    checked_target,
+    checked_timeout,
+    connection_options,
+)
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
 from encoder_svc.client.connections import Connections
 from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
-from encoder_svc.client.wire import (
-    call_error,
-    call_timeout,
-    checked_keys,
-    checked_request_id,
-    checked_timeout,
-    closed_error,
-    connection_options,
-    model_info,
-)
+from encoder_svc.client.wire import call_error, closed_error, model_info
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -52,7 +52,7 @@ class AsyncEncoderClient:
         timeout_s: float | None = None,
         connections: int = 1,
     ) -> None:
-        self.target = target
+        self.target = checked_target(target)
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
         options = connection_options(options, connections)
@@ -121,7 +121,7 @@ class AsyncEncoderClient:
         request_id: str = "",
     ) -> list[RetainedImage]:
         """Encodes images and leaves their embeddings with the server; see :meth:`EncoderClient.retain`."""
-        request = encode_request(images, request_id, retain_s=lease_s)
+        request = encode_request(images, request_id, retain_s=checked_lease(lease_s))
         number = len(request.images)
         answer = self._results("EncodeImages", request, number, timeout_s, Assembler(number, retained=True))
         return all_good(sorted([result async for result in answer], key=position), RetainedImage)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.client.arguments import checked_request_id
 from encoder_svc.client.types import DTYPES, ImageInput, PixelValues
-from encoder_svc.client.wire import DTYPE_NUMBERS, checked_request_id
+from encoder_svc.client.wire import DTYPE_NUMBERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +35,8 @@ def encode_request(
         TypeError, ValueError: something in ``images`` is not an image, or ``request_id`` holds a lone surrogate.
         OSError: a path cannot be read.
     """
-    if isinstance(images, (str, bytes, os.PathLike)):
-        raise TypeError("images must be a list of images; put a single one in a list.")
+    if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
+        raise TypeError(f"images must be a list of images, not {type(images).__name__}; put a single one in a list.")
     return encoder_pb2.EncodeImagesRequest(
         images=[_image(image) for image in images],
         request_id=checked_request_id(request_id),

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 import grpc
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
+from encoder_svc.client.arguments import (
+    call_timeout,
+    checked_keys,
+    checked_lease,
+    checked_request_id,
+    checked_target,
+    checked_timeout,
+    connection_options,
+)
 from encoder_svc.client.assembler import Assembler, all_good, good_or_error, position
 from encoder_svc.client.connections import Connections
 from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
-from encoder_svc.client.wire import (
-    call_error,
-    call_timeout,
-    checked_keys,
-    checked_request_id,
-    checked_timeout,
-    closed_error,
-    connection_options,
-    model_info,
-)
+from encoder_svc.client.wire import call_error, closed_error, model_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +49,7 @@ class EncoderClient:
             it has, or more: each connection is one front end's.
 
     Raises:
+        TypeError: an argument, here or of a call, is of another type.
         ValueError: ``timeout_s``, here or of a call, is negative or not a number; ``connections`` is not 1 or more.
     """
 
@@ -61,7 +62,7 @@ class EncoderClient:
         timeout_s: float | None = None,
         connections: int = 1,
     ) -> None:
-        self.target = target
+        self.target = checked_target(target)
         self._timeout_s = checked_timeout(timeout_s)
         self._closed = False
         options = connection_options(options, connections)
@@ -156,7 +157,7 @@ class EncoderClient:
             RequestError: as :meth:`encode`; also LEASE_BYTES_EXHAUSTED for an image that does not fit what may be
                 retained. Images that were retained before the one that failed stay so until their lease ends.
         """
-        request = encode_request(images, request_id, retain_s=lease_s)
+        request = encode_request(images, request_id, retain_s=checked_lease(lease_s))
         call = self._stream("EncodeImages", request, len(request.images), timeout_s)
         results = self._results(call, Assembler(len(request.images), retained=True))
         return all_good(sorted(results, key=position), RetainedImage)
@@ -166,7 +167,7 @@ class EncoderClient:
 
         Raises:
             RequestError: KEY_UNKNOWN or KEY_EXPIRED (:class:`NotFoundError`), ``image_index`` being the key's position.
-            TypeError: ``keys`` is one key and no list.
+            TypeError: ``keys`` is no list of texts, such as one key, or a generator.
         """
         request = encoder_pb2.FetchEmbeddingsRequest(keys=checked_keys(keys), request_id=checked_request_id(request_id))
         call = self._stream("FetchEmbeddings", request, len(keys), timeout_s)

@@ -1,4 +1,4 @@
-"""What the sync and the async client share of a call: names, timeouts, model info, errors. No channel, no loop."""
+"""What the sync and the async client share of a call: names, model info, errors. No channel, no loop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,10 @@ from encoder_svc.client.types import (
 from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason, RequestError, request_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import grpc
 
 ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 """A channel argument: balance calls among the addresses of the target, such as those of a headless Service."""
-
-_OWN_CONNECTIONS = ("grpc.use_local_subchannel_pool", 1)
 
 CODE_NAMES = {number: name for name, number in CODE_NUMBERS.items()}
 DTYPE_NUMBERS = {
@@ -35,57 +31,7 @@ DTYPE_NUMBERS = {
 }
 DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
-_LONGEST_TIMEOUT_S = 1e9  # some way beyond gRPC's clock runs over, and calls end at once
-_NO_TIME_S = -1.0  # gRPC rounds a deadline up, so that with 0 a fast answer would still come
-
 T = TypeVar("T")
-
-
-def checked_timeout(timeout_s: float | None) -> float | None:
-    """
-    Raises:
-        ValueError: it is negative or not a number.
-    """
-    if timeout_s is not None and not timeout_s >= 0:
-        raise ValueError(f"timeout_s must be 0 or more seconds, or None, not {timeout_s}.")
-    return timeout_s
-
-
-def call_timeout(own_s: float | None, clients_s: float | None) -> float | None:
-    """What gRPC is told: the call's own timeout, else the client's. None and infinity wait without end.
-
-    Raises:
-        ValueError: the call's own is negative or not a number.
-    """
-    timeout_s = clients_s if own_s is None else checked_timeout(own_s)
-    if timeout_s is None or timeout_s > _LONGEST_TIMEOUT_S:
-        return None
-    return timeout_s or _NO_TIME_S
-
-
-def checked_keys(keys: Sequence[str]) -> Sequence[str]:
-    """
-    Raises:
-        TypeError: it is one key (which would be taken for a list of characters).
-    """
-    if isinstance(keys, (str, bytes)):
-        raise TypeError("keys must be a list of keys; put a single one in a list.")
-    return keys
-
-
-def checked_request_id(request_id: str) -> str:
-    """
-    Raises:
-        TypeError: it is not a text.
-        ValueError: it holds a lone surrogate.
-    """
-    if not isinstance(request_id, str):
-        raise TypeError(f"request_id must be a text, not {type(request_id).__name__}.")
-    try:
-        request_id.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"request_id {request_id!r} holds a lone surrogate, which UTF-8 cannot carry.") from None
-    return request_id
 
 
 def closed_error() -> RequestError:
@@ -155,15 +101,3 @@ def _error_details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None,
 def same_fields(cls: type[T], message: object) -> T:
     """A dataclass from a message whose fields have the same names."""
     return cls(**{entry.name: getattr(message, entry.name) for entry in fields(cast("Any", cls))})
-
-
-def connection_options(options: Sequence[tuple[str, Any]], connections: int) -> Sequence[tuple[str, Any]]:
-    """The arguments of one of so many channels. gRPC gives channels to one address one connection between them, unless
-    each has its own.
-
-    Raises:
-        ValueError: not a number of connections.
-    """
-    if connections < 1:
-        raise ValueError(f"a client needs 1 connection or more, not {connections}")
-    return options if connections == 1 else [*options, _OWN_CONNECTIONS]
