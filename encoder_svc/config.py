@@ -356,7 +356,7 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
     Args:
         flags: option names to values; None where a flag was not given.
         environment: usually ``os.environ``; what begins with ``ENCODER_`` must be an option.
-        file: YAML, option names to values.
+        file: YAML, option names to values; see :mod:`encoder_svc.config_file`.
 
     Raises:
         ConfigError: an unknown key, or a value that does not fit; names where it was read. Or two values contradict
@@ -377,7 +377,7 @@ def load_config(*, flags: Mapping[str, Any], environment: Mapping[str, str], fil
             raise ConfigError(f"{where}: {value!r} is {error}.") from None
         sources[name] = source
 
-    for name, value in (_read_file(file) if file else {}).items():
+    for name, value in _in_file(file).items():
         if name not in known:
             raise ConfigError(f"{file}: unknown key '{name}'. Known: {', '.join(known)}.")
         if value is None:
@@ -411,19 +411,9 @@ def _is_kubernetes_service_link(variable: str, text: str) -> bool:
     )
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"--config {path}: is not YAML.") from None
-    except RecursionError:
-        raise ConfigError(f"--config {path}: is nested too deeply.") from None
-    if values is None:
+def _in_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"--config {path}: must map option names to values.")
-    return values
+    from encoder_svc.config_file import read_config_file  # PyYAML is a server's alone
+
+    return read_config_file(file)

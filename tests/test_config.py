@@ -255,7 +255,10 @@ def test_a_wrong_value_names_the_place_that_it_was_read_from(write_file: Callabl
         ("port: [", "is not YAML"),
         ("- port", "must map option names to values"),
         ("port", "must map option names to values"),
-        ("1: 2", "must map option names to values"),
+        ("[port]: 2", "is not YAML"),
+        ("port: !!int 5", r"is not YAML \(line 1: could not determine a constructor"),
+        ("port: 1\nhost: a\nport: 2", r"is not YAML \(line 3: key 'port' is there twice\)"),
+        ("1: 2", "unknown key '1'"),
         ("!!python/object/apply:os.getcwd []", "is not YAML"),
         ("[" * 5000, "is nested too deeply"),
     ],
@@ -320,6 +323,20 @@ def test_what_the_wire_grpc_or_pillow_cannot_hold_is_refused(option: str, most: 
 )
 def test_a_choice_is_taken_in_any_case_and_kept_in_lower_case(option: str, given: str, stored: str) -> None:
     assert getattr(load(flags={option: given}).config, option) == stored
+
+
+@pytest.mark.parametrize("name", ["2024-13-45", "1" * 5000, "2001-01-01 00:00:00 +99:99", "1.5", "yes", '"null"'])
+def test_a_name_in_the_file_is_a_text_whatever_it_looks_like(name: str, write_file: Callable[[str], Path]) -> None:
+    assert load(file=write_file(f"model: {name}")).config.model == name.strip('"')
+
+
+@pytest.mark.parametrize("text", ["port: 8:30", "port: 0x1F", "port: 0o10", "drain_s: 1:30", "max_images: 4.0"])
+def test_the_file_takes_the_numbers_that_a_flag_takes_and_no_others(
+    text: str, write_file: Callable[[str], Path]
+) -> None:
+    with pytest.raises(ConfigError, match="is not a "):
+        load(file=write_file(text))
+    assert load(file=write_file("port: 0010")).config.port == load(flags={"port": "0010"}).config.port == 10
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n"])

@@ -6,7 +6,6 @@ A mix file is a list of entries, in JSON or YAML; configs/bench-mix.yaml explain
 from __future__ import annotations
 
 import json
-import math
 import random
 import secrets
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES_PER_REQUEST: Final = 4096
 _MAX_PIXELS = 2**27
+_MAX_WEIGHT = 10**9
 _KEYS = ("weight", "photo", "size", "images", "format")
 
 
@@ -143,6 +143,8 @@ def _parse(text: str, path: Path) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError):
+        where = "a number or its nesting is beyond reading"
     if path.suffix == ".json":
         raise ConfigError(f"--mix {path}: not JSON ({where}).")
     try:
@@ -155,6 +157,9 @@ def _parse(text: str, path: Path) -> object:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
         raise ConfigError(f"--mix {path}: neither JSON nor YAML{where}.") from None
+    except (ValueError, LookupError, AttributeError, RecursionError):
+        # PyYAML's, of what is written like a value of a kind and is none: the date 2024-13-45, say.
+        raise ConfigError(f"--mix {path}: neither JSON nor YAML: a date, number or tag in it cannot be read.") from None
 
 
 def _entry(value: object, where: str, folder: Path) -> MixEntry:
@@ -179,8 +184,8 @@ def _entry(value: object, where: str, folder: Path) -> MixEntry:
 
 
 def _weight(value: object, where: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise ConfigError(f"{where}: weight must be a number above 0, not {value!r}.")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= _MAX_WEIGHT:
+        raise ConfigError(f"{where}: weight must be a number above 0, at most {_MAX_WEIGHT:,}, not {value!r}.")
     return float(value)
 
 

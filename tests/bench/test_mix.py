@@ -63,7 +63,13 @@ def test_the_mix_in_configs_is_the_default() -> None:
         ('[{"size": [8, 8], "images": [3, 2]}]', "images must be a number from 1"),
         ('[{"size": [8, 8], "format": "gif"}]', "format must be one of jpeg, png, raw, not 'gif'"),
         ('[{"size": [8, 8], "format": ["raw"]}]', "format must be one of"),
+        ('[{"size": [8, 8], "weight": 1%s}]' % ("0" * 400), "at most 1,000,000,000"),
+        ('[{"size": [8, 8], "weight": 1%s}]' % ("0" * 5000), "neither JSON nor YAML"),
+        ("[" * 5000, "neither JSON nor YAML"),
         ("- size: [8, 8\n", "neither JSON nor YAML"),
+        ("- photo: 2024-13-45\n", "neither JSON nor YAML"),
+        ("- photo: !!timestamp soon\n", "neither JSON nor YAML"),
+        ("- photo: !!bool perhaps\n", "neither JSON nor YAML"),
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path: Path, text: str, message: str) -> None:
