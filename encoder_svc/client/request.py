@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGBA", "I;16"}
+_OTHER_ALPHA_MODES = {"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+_WHITE_OF_8_BITS, _WHITE_OF_16_BITS = 255, 65_535
 
 
 def encode_request(
@@ -69,18 +71,57 @@ def _raw(pixels_HWC: npt.NDArray[Any]) -> encoder_pb2.Image:
 
 
 def _pil(image: PilImage) -> encoder_pb2.Image:
-    """Upright RGB as raw pixels; other modes as PNG, so that the server treats them as it treats files."""
+    """What the server treats as it treats a file of the same content: upright, RGB as raw pixels, all else as PNG."""
     from PIL import ImageOps
 
-    upright = ImageOps.exif_transpose(image)
+    width, height = image.size
+    if not width or not height:  # alone in its request that is refused, as such a file is
+        return _raw(np.empty((height, width, 3), np.uint8))
     try:
-        if upright.mode in _PNG_MODES or "transparency" in upright.info:
-            buffer = io.BytesIO()
-            upright.save(buffer, format="PNG", compress_level=1)
-            return encoder_pb2.Image(encoded=buffer.getvalue())
-        return _raw(np.asarray(upright.convert("RGB")))
+        upright = _as_png_can_hold(ImageOps.exif_transpose(image))
+        if upright.mode == "RGB" and "transparency" not in upright.info:
+            return _raw(np.asarray(upright))
+        buffer = io.BytesIO()
+        upright.save(buffer, format="PNG", compress_level=1)
     except (OSError, ValueError) as error:
-        raise ValueError(f"a PIL image of mode {image.mode} cannot be sent ({error}); convert it to RGB.") from error
+        raise ValueError(f"a PIL image of mode {image.mode} cannot be sent: {str(error).rstrip('.')}.") from error
+    return encoder_pb2.Image(encoded=buffer.getvalue())
+
+
+def _as_png_can_hold(image: PilImage) -> PilImage:
+    """
+    Raises:
+        ValueError: what its values mean is not known.
+    """
+    if image.mode in _PNG_MODES or image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("no value of it is known to be white; scale it to 0 to 255 and convert it to L")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_16(image)
+    return image.convert(_OTHER_ALPHA_MODES.get(image.mode, "RGB"))
+
+
+def _grey_16(image: PilImage) -> PilImage:
+    """A grey of 16 bits in another of Pillow's modes: of another byte order, or I, which has 32.
+
+    Raises:
+        ValueError: it has more than 16 bits, or so few that it may have 8.
+    """
+    from PIL import Image
+
+    grey_HW = np.asarray(image)
+    darkest, lightest = grey_HW.min(), grey_HW.max()
+    if darkest < 0 or lightest > _WHITE_OF_16_BITS:
+        raise ValueError(
+            f"its values go from {darkest} to {lightest}, and those of a file from 0 to {_WHITE_OF_16_BITS}; "
+            "scale it to 0 to 255 and convert it to L"
+        )
+    if image.mode == "I" and 0 < lightest <= _WHITE_OF_8_BITS:
+        raise ValueError(f"its values go to {lightest}, and may have 8 bits or 16; convert it to L or to I;16")
+    converted = Image.fromarray(grey_HW.astype(np.uint16))
+    converted.info = image.info  # has the value that is transparent
+    return converted
 
 
 def _pixel_values(image: PixelValues) -> encoder_pb2.Image:

@@ -182,11 +182,6 @@ def test_pixel_values_of_either_byte_order_are_sent_little_endian(dtype: str) ->
     np.testing.assert_array_equal(np.frombuffer(sent.data, "<" + dtype[1:]), values.ravel())
 
 
-def test_a_pil_image_that_cannot_be_converted_is_refused_by_its_mode() -> None:
-    with pytest.raises(ValueError, match=r"a PIL image of mode La cannot be sent .*; convert it to RGB\."):
-        encode_request([Image.new("La", (8, 8))], "")
-
-
 def test_a_request_id_that_utf8_cannot_carry_is_refused(target: str) -> None:
     with EncoderClient(target) as client:
         for call in (
