@@ -309,9 +309,8 @@ def platform_switches(config: Config) -> dict[str, str]:
 
 
 def tracing_variables() -> dict[str, str]:
-    """The variables that choose an exporter of spans. OpenTelemetry reads its others by itself."""
-    names = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    """OpenTelemetry's variables, as they are set. It reads most of them by itself."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 
 def kernel_cache_folder(config: Config) -> Path | None:

@@ -16,7 +16,7 @@ def make_tracer(config: Config) -> OpenTelemetryTracer | None:
     """None, unless ``--tracing`` is on.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed, or not the exporter that its variables name.
+        ConfigError: OpenTelemetry is not installed, nor the exporter that its variables name, or it takes no such ones.
     """
     if not config.tracing:
         return None

@@ -40,19 +40,22 @@ class OpenTelemetryTracer:
     """A :class:`encoder_svc.observability.request.Tracer`.
 
     Args:
-        variables: ``OTEL_TRACES_EXPORTER`` and the protocol's, as they are set; the SDK reads all others by itself.
+        variables: ``OTEL_…``, as they are set; the SDK reads most of them by itself.
 
     Raises:
-        ConfigError: they name an exporter that is not installed.
+        ConfigError: they name an exporter that is not installed, or one has a value that is not taken.
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        resource = Resource.create()
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: "encoder-svc"}))
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        for exporter in _exporters(variables):
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        try:
+            self._provider = _provider(variables)
+        except ConfigError:
+            raise
+        except Exception as error:  # the SDK raises ValueError, StopIteration and its exporters' own
+            raise ConfigError(
+                f"--tracing: OpenTelemetry does not take its variables ({type(error).__name__}: {error}). "
+                f"Set are {', '.join(sorted(variables)) or 'none'}."
+            ) from error
         self._tracer = self._provider.get_tracer("encoder_svc", __version__)
 
     def begin(self, method: str, metadata: dict[str, str]) -> CallSpan:
@@ -128,6 +131,16 @@ class CallSpan:
                 self._tracer.start_span(stage, context=inside, start_time=began_ns).end(ended_ns)
                 began_ns = ended_ns
         span.end(began_ns)
+
+
+def _provider(variables: Mapping[str, str]) -> TracerProvider:
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+        resource = resource.merge(Resource({SERVICE_NAME: "encoder-svc"}))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for exporter in _exporters(variables):
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    return provider
 
 
 def _exporters(variables: Mapping[str, str]) -> list[SpanExporter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -15,11 +16,14 @@ from opentelemetry.sdk.trace import SpanProcessor
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import EncoderClient
+from encoder_svc.config import Config
+from encoder_svc.errors import ConfigError
 from encoder_svc.observability import tracing
 from encoder_svc.observability.stages import STAGES
+from encoder_svc.observability.tracer import make_tracer
 from encoder_svc.observability.tracing import OpenTelemetryTracer
 from tests.observability.collectors import grpc_collector, http_collector
-from tests.serving import ENVIRONMENT, ServerProcess, command
+from tests.serving import ENVIRONMENT, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,20 +171,19 @@ def test_where_opentelemetry_is_disabled_there_is_no_trace_id(monkeypatch: pytes
     assert (span.trace_id, span.metadata()) == ("", ())
 
 
-def test_an_exporter_that_is_not_installed_is_refused_at_start_up() -> None:
-    done = subprocess.run(
-        command("serve", "--tracing", "on", "--port", "0"),
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=ENVIRONMENT | {"OTEL_TRACES_EXPORTER": "carrier-pigeon"},
-    )
-    assert done.returncode == 2
-    assert "no exporter 'carrier-pigeon' is installed" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_off_nothing_of_opentelemetry_is_imported() -> None:
-    code = "import sys, encoder_svc.server.app; assert not [name for name in sys.modules if 'opentelemetry' in name]"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OTEL_TRACES_EXPORTER", "carrier-pigeon", "no exporter 'carrier-pigeon' is installed"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "does not take its variables (ValueError: max_queue_size must be"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "99999", "does not take its variables (ValueError: max_export_batch_size"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "abc", "does not take its variables (ValueError: could not convert"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "brotli", "does not take its variables (InvalidCompression"),
+    ],
+)
+def test_variables_that_opentelemetry_does_not_take_are_refused_at_start_up(
+    variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"--tracing: .*{re.escape(said)}.*{variable}"):
+        make_tracer(Config(tracing=True))
