@@ -148,13 +148,13 @@ def in_a_process(model: Path, side: int, arguments: argparse.Namespace) -> dict[
 
 def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     """The encoder alone, loaded exactly as the server loads it."""
+    from encoder_svc.allocator import use_one_heap
     from encoder_svc.bench.pictures import noise_picture
     from encoder_svc.config import load_config
     from encoder_svc.engine.runner import DeviceRunner
     from encoder_svc.images.types import EncodedImageBytes
     from encoder_svc.observability.metrics import Metrics
     from encoder_svc.observability.start import StartPhases
-    from encoder_svc.server.allocator import use_one_heap
     from encoder_svc.server.loading import Loader
 
     use_one_heap()

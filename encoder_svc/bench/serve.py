@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from encoder_svc.allocator import use_one_heap
 from encoder_svc.bench.load import LoadOptions, Run, run_load
 from encoder_svc.bench.mix import DEFAULT_MIX, Mix, read_mix
 from encoder_svc.bench.plot import check_plot, save_plot
@@ -31,6 +32,7 @@ def measure(parsed: argparse.Namespace) -> tuple[Report, Run]:
         ConfigError: the mix, a photo or an output cannot be used.
         RequestError: the server does not say what it serves.
     """
+    use_one_heap()
     options = _options(parsed)
     _check_outputs(parsed)
     entries = DEFAULT_MIX if parsed.mix is None else read_mix(parsed.mix)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
+from encoder_svc.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.config import platform_switches
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
@@ -29,7 +30,6 @@ from encoder_svc.observability.web import metrics_server
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.kernel_cache import use_kernel_cache
 from encoder_svc.server.address import bare_host
-from encoder_svc.server.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import disable_created_metrics
 
+from encoder_svc.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.config import Config
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
@@ -20,7 +21,6 @@ from encoder_svc.observability.merge import portable
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.observability.tracer import make_tracer
-from encoder_svc.server.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.server.front import Front
 from encoder_svc.server.frontends.link import Link
 from encoder_svc.server.gauges import decoded_gauges
