@@ -244,10 +244,11 @@ class Config:
         2**30, _SIZE, "BYTES", "bytes of requests that may be pending; beyond them requests are refused"
     )
     max_decoded_bytes: int = _option(
-        2**30,
+        2**31,
         _SIZE,
         "BYTES",
-        "with image_processing device: decoded pixels that may wait for it; beyond them images wait to be decoded",
+        "memory that images may take while they are decoded, and, with image_processing device, as pixels that wait "
+        "for it; beyond it images wait to be decoded",
     )
     request_window_patches: int = _option(
         65_536, _COUNT, "N", "patches of one request that are decoded, encoded or waiting to be read at a time"

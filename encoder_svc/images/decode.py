@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Pillow's names of what is decoded. A JPEG with an MPO index (many phones write one) counts as JPEG."""
 
+_PIXELS_AT_A_TIME = 2**20
+
+_BYTES_PER_PIXEL = {"WEBP": 18}
+_BYTES_PER_PIXEL_ELSE = 8
+"""Of memory while one is decoded, at most, as measured (docs/memory.md): the result's 3 among them."""
+
 _SIGNATURES = (JPEG_SIGNATURE, PNG_SIGNATURE)
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
@@ -47,6 +53,7 @@ class OpenedImage:
 
     Attributes:
         height, width: pixels, after EXIF orientation.
+        decode_bytes: of memory that :meth:`decode` takes, its result among it.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -69,6 +76,7 @@ class OpenedImage:
         if self._orientation >= 5:
             height, width = width, height
         self.height, self.width = height, width
+        self.decode_bytes = height * width * _BYTES_PER_PIXEL.get(self._image.format or "", _BYTES_PER_PIXEL_ELSE)
 
     def decode(self) -> npt.NDArray[np.uint8]:
         """The pixels, [height, width, 3] uint8 RGB.
@@ -79,7 +87,7 @@ class OpenedImage:
         pixels_HWC = self._decode_jpeg()
         if pixels_HWC is None:
             try:
-                pixels_HWC = np.asarray(to_rgb(self._image))  # Pillow decodes here, if it has not before
+                pixels_HWC = self._decode_by_pillow()
             except Exception as error:  # its decoders raise OSError, SyntaxError, ValueError, struct.error, …
                 raise corrupt() from error
         if self._orientation in _UPRIGHT:
@@ -87,6 +95,12 @@ class OpenedImage:
         if pixels_HWC.shape != (self.height, self.width, 3):
             raise corrupt()
         return pixels_HWC
+
+    def _decode_by_pillow(self) -> npt.NDArray[np.uint8]:
+        """What Pillow makes of it is gone when this returns: an image that it has decoded keeps its pixels."""
+        image = _open(self._data)
+        _scale_transparency(image, self._data)
+        return rgb_pixels(image)
 
     def _decode_jpeg(self) -> npt.NDArray[np.uint8] | None:
         """A colour JPEG's pixels, straight from libjpeg-turbo: Pillow's bits in half its time.
@@ -106,8 +120,19 @@ class OpenedImage:
         return pixels_HWC
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes to RGB: alpha composited on white, 16 bits scaled to 8, the rest by Pillow."""
+def rgb_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Any of Pillow's modes as [height, width, 3] uint8 RGB: alpha composited on white, 16 bits scaled to 8, the rest
+    by Pillow. Some rows at a time, so that nothing is ever whole but the image and the result."""
+    width, height = image.size
+    num_rows = max(_PIXELS_AT_A_TIME // width, 1)
+    pixels_HWC = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, num_rows):
+        rows = slice(top, min(top + num_rows, height))
+        pixels_HWC[rows] = np.asarray(_to_rgb(image.crop((0, rows.start, width, rows.stop))))
+    return pixels_HWC
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"I;16", "I"}:
         # Pillow's own conversion clips at 255; a 16-bit grey wants its high byte.
         grey = np.clip(np.asarray(image), 0, 65_535)

@@ -81,11 +81,13 @@ class PlannedImage:
 
     Attributes:
         process: decodes it, and resizes it unless the device does.
+        decode_bytes: of memory that :attr:`process` takes beside what it returns, at most; 0 if next to nothing.
         pixel_bytes: what it takes as it is decoded, if it waits for the device like that; 0 if its patches do.
     """
 
     grid: GridThw
     process: Callable[[], EncoderImage]
+    decode_bytes: int = 0
     pixel_bytes: int = 0
 
 
@@ -105,10 +107,12 @@ class ImageProcessor:
         match source:
             case EncodedImageBytes(data):
                 opened = OpenedImage(data, self.limits)
-                return self._plan_pixels(opened.height, opened.width, opened.decode)
+                return self._plan_pixels(opened.height, opened.width, opened.decode, opened.decode_bytes)
             case RawRgb(height, width, data):
                 self._check_raw(source)
-                return self._plan_pixels(height, width, lambda: np.frombuffer(data, np.uint8).reshape(height, width, 3))
+                # Nothing is decoded; the resize has a copy.
+                pixels_HWC = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+                return self._plan_pixels(height, width, lambda: pixels_HWC, len(data))
             case PixelValues(grid):
                 self._check_pixel_values(source)
                 return PlannedImage(grid, lambda: self._pixel_values(source))
@@ -118,6 +122,7 @@ class ImageProcessor:
         height: int,
         width: int,
         decode: Callable[[], npt.NDArray[np.uint8]],
+        decode_bytes: int,
     ) -> PlannedImage:
         settings = self.settings
         resized = smart_resize(
@@ -125,7 +130,8 @@ class ImageProcessor:
         )
         grid = GridThw(1, resized[0] // settings.patch_size, resized[1] // settings.patch_size)
         if settings.image_processing == "device" and fits_device_resize(height, width, resized[0] * resized[1]):
-            return PlannedImage(grid, lambda: _decoded(grid, decode), height * width * settings.channels)
+            pixel_bytes = height * width * settings.channels
+            return PlannedImage(grid, lambda: _decoded(grid, decode), decode_bytes, pixel_bytes)
 
         def process() -> ProcessedImage:
             started_s = time.perf_counter()
@@ -136,7 +142,7 @@ class ImageProcessor:
             done_s = time.perf_counter()
             return ProcessedImage(grid, patches, decoded_s - started_s, done_s - decoded_s)
 
-        return PlannedImage(grid, process)
+        return PlannedImage(grid, process, decode_bytes)
 
     def _check_raw(self, raw: RawRgb) -> None:
         self.limits.check_image_size(raw.height, raw.width)

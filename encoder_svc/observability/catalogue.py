@@ -192,9 +192,9 @@ _QUEUE = MetricGroup(
             name="encoder_decoded_bytes",
             kind="gauge",
             unit="bytes",
-            meaning="Decoded pixels that wait for a device that resizes them (`--image-processing device`), or are "
-            "being decoded for it.",
-            when_it_moves="Near its limit: images wait to be decoded until the device has taken others.",
+            meaning="Memory that images take which are being decoded, and decoded pixels that wait for a device that "
+            "resizes them (`--image-processing device`).",
+            when_it_moves="Near its limit: images wait to be decoded until others are, or the device has taken them.",
         ),
         MetricDefinition(
             name="encoder_decoded_bytes_limit",

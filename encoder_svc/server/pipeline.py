@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from encoder_svc.allocator import give_back_what_is_free
 from encoder_svc.cache.keys import ContentKeys
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.platforms.cores import usable_cores
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 # Of one request.
 _HEADERS_AT_ONCE = 2
+
+# Who took so much to decode an image gives back what the allocator keeps of it.
+_LARGE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Pipeline:
     Args:
         core: the replica, here or in another process.
         info: what GetModelInfo answers.
-        decoded: room for the pixels that wait for a device that resizes them.
+        decoded: room for what is being decoded, and for the pixels that wait for a device that resizes them.
         header_threads: read headers and hash; of their own, so that refusing is quick while images are being decoded.
         image_threads: decode and resize.
         decodes_per_request: how many images of one request may occupy ``image_threads`` at a time.
@@ -125,7 +129,8 @@ class Pipeline:
 
     @asynccontextmanager
     async def decode(self, plan: PlannedImage, share: RequestShare, deadline_s: float) -> AsyncIterator[Decoded]:
-        """An image for the device. Pixels that wait for the device hold their room while inside.
+        """An image for the device. What it takes to decode it, and pixels that wait for the device, hold their room
+        while they do, the latter as long as the caller is inside.
 
         Args:
             share: the request's.
@@ -137,18 +142,21 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as pixels:
             async with share.decode_slots:
-                if plan.pixel_bytes:
-                    await pixels.enter_async_context(self.decoded.room(plan.pixel_bytes))
+                room = await pixels.enter_async_context(self.decoded.room(max(plan.decode_bytes, plan.pixel_bytes)))
                 if time.monotonic() >= deadline_s:
                     raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
                 decoded = await loop.run_in_executor(self._image_threads, self._process, plan)
+                room.shrink(plan.pixel_bytes)
             yield decoded
 
     def _process(self, plan: PlannedImage) -> Decoded:
         """Takes its times in its own thread."""
         began_s = time.monotonic()
         image = self._place(plan.process())
-        return Decoded(image, began_s, time.monotonic())
+        done_s = time.monotonic()
+        if plan.decode_bytes >= _LARGE_BYTES:
+            give_back_what_is_free()
+        return Decoded(image, began_s, done_s)
 
     def close(self) -> None:
         """Ends the threads. Nothing may be decoded afterwards."""

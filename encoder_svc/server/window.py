@@ -25,14 +25,14 @@ class Window:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def room(self, amount: int) -> AsyncIterator[None]:
-        """Waits for room, and gives it back at the end."""
+    async def room(self, amount: int) -> AsyncIterator[Room]:
+        """Waits for room, and gives back at the end what is left of it."""
         await self._enter(amount)
+        room = Room(self, amount)
         try:
-            yield
+            yield room
         finally:
-            self.held -= amount
-            self._let_in()
+            room.shrink(0)
 
     async def _enter(self, amount: int) -> None:
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -46,6 +46,11 @@ class Window:
             self._let_in()
             raise
 
+    def give_back(self, amount: int) -> None:
+        """Lets others in to so much."""
+        self.held -= amount
+        self._let_in()
+
     def _let_in(self) -> None:
         while self._waiting:
             amount, entered = self._waiting[0]
@@ -55,3 +60,16 @@ class Window:
                 self.held += amount
                 entered.set_result(None)
             self._waiting.popleft()
+
+
+class Room:
+    """What somebody holds of a window."""
+
+    def __init__(self, window: Window, amount: int) -> None:
+        self._window = window
+        self._amount = amount
+
+    def shrink(self, amount: int) -> None:
+        """So much is still needed; the rest is given back."""
+        self._window.give_back(self._amount - amount)
+        self._amount = amount

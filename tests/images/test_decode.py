@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from encoder_svc.errors import InvalidInputError, Reason, RequestError
+from encoder_svc.images import decode
 from encoder_svc.images.decode import decoders
 
 if TYPE_CHECKING:
@@ -167,6 +168,27 @@ def test_a_palette_with_transparency_is_composited_on_white(transparency: int | 
     image.putdata([0, 1])
     data = encode(image, "PNG", transparency=transparency)
     assert open_image(data).decode().tolist() == [[WHITE, [40, 50, 60]]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "P with transparency", "I;16", "CMYK"])
+def test_an_image_that_is_converted_some_rows_at_a_time_has_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch, open_image
+) -> None:
+    image, options = scene(), {}
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(24 * 40, dtype=np.uint16).reshape(24, 40) * 68)
+    elif mode.startswith("P"):
+        image = image.quantize(16)
+        options = {"transparency": 3} if "transparency" in mode else {}
+    else:
+        image = image.convert(mode)
+        if mode in ("RGBA", "LA"):
+            image.putalpha(scene().convert("L"))
+    data = encode(image, "JPEG" if mode == "CMYK" else "PNG", **options)
+    whole = open_image(data).decode()
+    monkeypatch.setattr(decode, "_PIXELS_AT_A_TIME", 40 * 7)  # 24 rows are no multiple of 7
+    np.testing.assert_array_equal(open_image(data).decode(), whole)
+    assert len(np.unique(whole)) > 1
 
 
 @pytest.mark.parametrize(

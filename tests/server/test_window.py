@@ -49,6 +49,21 @@ async def test_what_is_larger_than_the_window_goes_alone() -> None:
     await task
 
 
+async def test_what_is_needed_no_more_lets_others_in() -> None:
+    window, log = Window(10), []
+    async with window.room(10) as room:
+        task, leave = await started(window, 6, log)
+        room.shrink(5)
+        await asyncio.sleep(0)
+        assert (log, window.held) == ([], 5)
+        room.shrink(4)
+        await asyncio.sleep(0)
+        assert (log, window.held) == ([6], 10)
+    assert window.held == 6
+    leave.set()
+    await task
+
+
 async def test_callers_that_leave_at_any_time_leave_nothing_behind() -> None:
     chance = random.Random(0)
     window, most = Window(20), 0
