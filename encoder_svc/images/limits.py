@@ -32,12 +32,19 @@ class Limits:
     max_request_patches: int = 262_144
 
     def check_num_images(self, num_images: int) -> None:
-        if num_images == 0:
-            raise request_error(Reason.REQUEST_EMPTY, "The request holds no image; send at least one.")
-        if num_images > self.max_images:
+        self._check_number(num_images, "image")
+
+    def check_num_keys(self, num_keys: int) -> None:
+        """As many as images: each is an image's."""
+        self._check_number(num_keys, "key")
+
+    def _check_number(self, number: int, noun: str) -> None:
+        if number == 0:
+            raise request_error(Reason.REQUEST_EMPTY, f"The request holds no {noun}; send at least one.")
+        if number > self.max_images:
             raise request_error(
                 Reason.REQUEST_TOO_MANY_IMAGES,
-                f"The request holds {num_images} images; at most {self.max_images} are taken. Split it.",
+                f"The request holds {number} {noun}s; at most {self.max_images} are taken. Split it.",
             )
 
     def check_request_id(self, request_id: str) -> None:

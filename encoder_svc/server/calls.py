@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_OF_KEYS: Final = {"FetchEmbeddings", "ReleaseEmbeddings"}
+
 # A caller's deadline began before it reached us, and its cancellation comes before ours ends.
 _CALLERS_LEAD_S: Final = 0.05
 # For calls that were ended to be told so. gRPC sends a status after what was written before it, whoever sends it: who
@@ -71,7 +73,7 @@ class Calls:
                     logger.exception("a call failed")
                     failure = request_error(Reason.INTERNAL, "The server failed on this request.")
                 record.failed(failure.code, failure.reason)
-            await abort(context, failure)
+            await abort(context, failure, asked_for="keys" if method in _OF_KEYS else "images")
         finally:
             self._running.discard(task)
 

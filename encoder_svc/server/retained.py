@@ -34,7 +34,7 @@ async def fetch_embeddings(
         CallerLeftError: nobody is there to be answered.
     """
     pipeline.processor.limits.check_request_id(request.request_id)
-    pipeline.processor.limits.check_num_images(len(request.keys))
+    pipeline.processor.limits.check_num_keys(len(request.keys))
     record.admitted(len(request.keys))
     answer = Answer(
         context,
@@ -65,6 +65,6 @@ async def release_embeddings(
     Raises:
         RequestError: no keys, or too many.
     """
-    pipeline.processor.limits.check_num_images(len(request.keys))
+    pipeline.processor.limits.check_num_keys(len(request.keys))
     keys = [key for key in request.keys if len(key) <= KEY_DIGITS]
     return encoder_pb2.ReleaseEmbeddingsResponse(num_released=await pipeline.core.release(keys))

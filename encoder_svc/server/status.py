@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
-from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN
+from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,10 +21,23 @@ if TYPE_CHECKING:
 
     from encoder_svc.errors import RequestError
 
+_FIELDS: Final[dict[str, str]] = {
+    Reason.REQUEST_MALFORMED: "",  # the message itself
+    Reason.REQUEST_ID_TOO_LONG: "request_id",
+    Reason.LEASE_INVALID: "lease_s",
+}
+"""Which of a request's fields a reason is about, where that is not what it asks for."""
 
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RequestError) -> NoReturn:
-    """Ends the call with the error's status, ErrorInfo and, where they apply, BadRequest and RetryInfo."""
-    status = _status(error)
+
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any], error: RequestError, *, asked_for: str = "images"
+) -> NoReturn:
+    """Ends the call with the error's status, ErrorInfo and, where they apply, BadRequest and RetryInfo.
+
+    Args:
+        asked_for: the request's field that says what is asked for.
+    """
+    status = _status(error, asked_for)
     try:
         # What was set before, such as the trace's context, would be dropped.
         metadata = (*(context.trailing_metadata() or ()), *(status.trailing_metadata or ()))
@@ -44,7 +57,7 @@ def end_with(
     Args:
         metadata: what the caller is told beside.
     """
-    status = _status(error)
+    status = _status(error, "images")
     context.set_code(status.code)
     context.set_details(status.details or "")
     context.set_trailing_metadata((*metadata, *(status.trailing_metadata or ())))
@@ -55,10 +68,11 @@ def item_error(index: int, error: RequestError) -> encoder_pb2.ItemError:
     return encoder_pb2.ItemError(index=index, code=CODE_NUMBERS[error.code], reason=error.reason, message=error.message)
 
 
-def _status(error: RequestError) -> grpc.Status:
+def _status(error: RequestError, asked_for: str) -> grpc.Status:
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)]
     if error.code == "INVALID_ARGUMENT":
-        violation = error_details_pb2.BadRequest.FieldViolation(field="images", description=error.message)
+        field = _FIELDS.get(error.reason, asked_for)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()

@@ -46,6 +46,7 @@ def reason_of(check: Callable[[], object]) -> Reason | None:
     ("check", "below", "at", "above", "reason"),
     [
         pytest.param(LIMITS.check_num_images, 1, 3, 4, Reason.REQUEST_TOO_MANY_IMAGES, id="images"),
+        pytest.param(LIMITS.check_num_keys, 1, 3, 4, Reason.REQUEST_TOO_MANY_IMAGES, id="keys"),
         pytest.param(LIMITS.check_request_bytes, 4_999, 5_000, 5_001, Reason.REQUEST_TOO_LARGE, id="request bytes"),
         pytest.param(LIMITS.check_request_patches, 63, 64, 65, Reason.REQUEST_TOO_MANY_PATCHES, id="request patches"),
         pytest.param(LIMITS.check_image_bytes, 999, 1_000, 1_001, Reason.IMAGE_TOO_LARGE, id="image bytes"),

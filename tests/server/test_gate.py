@@ -106,5 +106,8 @@ async def test_bytes_that_are_no_message_are_named(channel: grpc.aio.Channel, ob
     assert status is not None
     assert status.details[0].Unpack(detail)
     assert detail.reason == "REQUEST_MALFORMED"
+    bad = error_details_pb2.BadRequest()
+    assert status.details[1].Unpack(bad)
+    assert [violation.field for violation in bad.field_violations] == [""]
     labels = {"method": method, "code": "INVALID_ARGUMENT", "reason": "REQUEST_MALFORMED"}
     assert observer.metrics.registry.get_sample_value("encoder_requests_total", labels) == 1

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import AsyncEncoderClient, EncoderClient, InvalidInputError, NotFoundError, OverloadedError
@@ -19,6 +21,8 @@ from tests.serving import ENVIRONMENT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from google.protobuf.message import Message
 
 
 def noise(side: int, seed: int) -> np.ndarray:
@@ -79,11 +83,40 @@ def test_a_released_key_is_gone_and_can_be_released_once(server) -> None:
         assert client.release([retained.key]) == 0
 
 
-@pytest.mark.parametrize("num_keys", [0, 65])
+@pytest.mark.parametrize(
+    ("num_keys", "why"),
+    [(0, "The request holds no key; send at least one."), (65, "The request holds 65 keys; at most 64 are taken.")],
+)
 @pytest.mark.parametrize("call", ["fetch", "release"])
-def test_no_keys_and_too_many_keys_are_refused(server, call: str, num_keys: int) -> None:
-    with EncoderClient(server("qwen2_vl").target) as client, pytest.raises(InvalidInputError):
+def test_no_keys_and_too_many_keys_are_refused(server, call: str, num_keys: int, why: str) -> None:
+    with EncoderClient(server("qwen2_vl").target) as client, pytest.raises(InvalidInputError, match=why):
         getattr(client, call)(["0" * 64] * num_keys)
+
+
+@pytest.mark.parametrize(
+    ("call", "request_", "field"),
+    [
+        ("EncodeImages", encoder_pb2.EncodeImagesRequest(), "images"),
+        ("FetchEmbeddings", encoder_pb2.FetchEmbeddingsRequest(), "keys"),
+        ("FetchEmbeddings", encoder_pb2.FetchEmbeddingsRequest(keys=["0"], request_id="x" * 257), "request_id"),
+        ("ReleaseEmbeddings", encoder_pb2.ReleaseEmbeddingsRequest(), "keys"),
+        (
+            "EncodeImages",
+            encoder_pb2.EncodeImagesRequest(delivery=encoder_pb2.DELIVERY_RETAIN, lease_s=-1, images=[{}]),
+            "lease_s",
+        ),
+    ],
+)
+def test_the_field_that_is_wrong_is_named(server, call: str, request_: Message, field: str) -> None:
+    with grpc.insecure_channel(server("qwen2_vl").target) as channel:
+        method = getattr(encoder_pb2_grpc.EncoderStub(channel), call)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(method(request_))
+    bad = error_details_pb2.BadRequest()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    assert status.details[1].Unpack(bad)
+    assert [violation.field for violation in bad.field_violations] == [field]
 
 
 def test_more_than_may_be_retained_is_refused(server) -> None:
