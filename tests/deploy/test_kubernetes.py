@@ -18,6 +18,7 @@ from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 from encoder_svc import __version__
 from encoder_svc.config import load_config
 from encoder_svc.observability.catalogue import METRICS
+from encoder_svc.server.loading import _MAX_BATCH_PATCHES, _MAX_BATCH_PATCHES_ON_CPU
 from tests.tools import require
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -181,7 +182,8 @@ def test_replicas_follow_the_queued_patches(variant: str) -> None:
     name = metric["pods"]["metric"]["name"]
     assert name in METRICS
     assert metric["type"] == "Pods"
-    assert int(metric["pods"]["target"]["averageValue"]) == (4096 if variant == "base" else 65536)
+    waiting = _MAX_BATCH_PATCHES_ON_CPU if variant == "base" else 4 * _MAX_BATCH_PATCHES
+    assert int(metric["pods"]["target"]["averageValue"]) == waiting
     [rule] = yaml.safe_load((KUBERNETES / "prometheus-adapter" / "values.yaml").read_text())["rules"]["custom"]
     assert rule["name"]["as"] == name
     assert rule["seriesQuery"].startswith(f"{name}{{")
