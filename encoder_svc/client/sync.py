@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 class EncoderClient:
     """A connection to an encoder service. Safe to use from many threads; close it, or use it in a ``with``.
 
+    gRPC does not survive a fork: in a process that was forked after a call, this client fails or does not, and so does
+    a new one. Start processes with ``multiprocessing.get_context("spawn")``, or fork before the first call, and make a
+    client in each.
+
     Args:
         target: ``host:port``, or any name that gRPC resolves.
         credentials: for TLS (``grpc.ssl_channel_credentials(…)``); without them the connection is in the clear.
