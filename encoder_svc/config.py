@@ -115,10 +115,13 @@ _PILLOW_MAX_PIXELS: Final = 178_956_970
 # What gRPC's message limit and the wire's counts can hold; a message is a little larger than what it carries.
 _INT32_MAX: Final = 2**31 - 1
 _MESSAGE_MAX_BYTES: Final = _INT32_MAX - 2**20
+# Several of it fit into a process's address space.
+_MEMORY_MAX_BYTES: Final = 2**44
 
 _COUNT = _at_least(1, at_most=_INT32_MAX)
 _AREA = _at_least(1, at_most=_PILLOW_MAX_PIXELS)
-_SIZE = _at_least(1, _bytes)
+_SIZE = _at_least(1, _bytes, at_most=_MEMORY_MAX_BYTES)
+_SIZE_OR_NONE = _at_least(0, _bytes, at_most=_MEMORY_MAX_BYTES)
 _MESSAGE_SIZE = _at_least(1, _bytes, at_most=_MESSAGE_MAX_BYTES)
 
 
@@ -259,11 +262,9 @@ class Config:
     watchdog_s: float = _option(
         300.0, _seconds, "SECONDS", "how long one batch may take before the device counts as broken; 0 for ever"
     )
-    cache_bytes: int = _option(
-        4 * 2**30, _at_least(0, _bytes), "BYTES", "embeddings kept for images that come again; 0 none"
-    )
+    cache_bytes: int = _option(4 * 2**30, _SIZE_OR_NONE, "BYTES", "embeddings kept for images that come again; 0 none")
     max_leased_bytes: int = _option(
-        2**30, _at_least(0, _bytes), "BYTES", "embeddings retained for other processes to fetch; 0 none"
+        2**30, _SIZE_OR_NONE, "BYTES", "embeddings retained for other processes to fetch; 0 none"
     )
     lease_s: float = _option(
         60.0, _seconds, "SECONDS", "how long embeddings are retained where the request does not say"

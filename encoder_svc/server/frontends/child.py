@@ -13,10 +13,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from encoder_svc.errors import ConfigError, Reason, RequestError, request_error
-from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.observability.merge import Counted, counted
 from encoder_svc.server.frontends.guest import Guest
 from encoder_svc.server.frontends.link import Link
+from encoder_svc.server.frontends.memory import IMAGE_OPTIONS, asked_for_by, image_bytes
 from encoder_svc.transport.arena import ArenaView, new_shared_file
 
 if TYPE_CHECKING:
@@ -135,26 +135,31 @@ class FrontEnd:
         """Has it serve.
 
         Raises:
+            ConfigError: it cannot have the memory or the threads that the config asks for.
             RequestError: it ended.
         """
         if self._guest is not None:
             return  # it began while the model was loaded, and was asked already
         if self.ended.is_set():
             raise request_error(Reason.CANCELLED, "The front end ended before it was opened.")
-        image_bytes = _image_bytes(config, loaded)
-        os.ftruncate(self._images, image_bytes)
+        facts = loaded.facts
+        num_bytes = image_bytes(config, facts)
+        with asked_for_by(IMAGE_OPTIONS, num_bytes):
+            os.ftruncate(self._images, num_bytes)
+            images = ArenaView(self._images, writable=True)
         assert self._link is not None
-        self._guest = Guest(loaded.core, embeddings, ArenaView(self._images, writable=True))
+        self._guest = Guest(loaded.core, embeddings, images)
         self._guest.meet(self._link)
         self._handlers.update(self._guest.handlers())
-        facts = loaded.facts
-        await self._ask(
+        refusal = await self._ask(
             "open",
             info=facts.info.SerializeToString().hex(),
             settings=asdict(facts.settings),
             input_processor=facts.input_processor,
-            image_bytes=image_bytes,
+            image_bytes=num_bytes,
         )
+        if refusal is not None:
+            raise ConfigError(refusal)
         self._opened_s = time.monotonic()
 
     async def count(self) -> None:
@@ -204,16 +209,6 @@ class FrontEnd:
             self._guest.leave()
         os.close(self._images)
         self.ended.set()
-
-
-def _image_bytes(config: Config, loaded: Loaded) -> int:
-    """Room for the images of one front end that wait for the device: ``max_decoded_bytes``, and the largest of all."""
-    settings = loaded.facts.settings
-    pixel_values = (
-        config.max_request_patches * settings.patch_dim * max(dtype.itemsize for dtype in PIXEL_VALUE_DTYPES.values())
-    )
-    largest = max(pixel_values, config.max_image_pixels * settings.channels)
-    return config.max_decoded_bytes + largest
 
 
 async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.images.processor import ProcessorSettings
 from encoder_svc.server.frontends.door import DoorSignReader
+from encoder_svc.server.frontends.memory import EMBEDDING_OPTIONS, IMAGE_OPTIONS, asked_for_by
 from encoder_svc.server.frontends.remote import Placed, RemoteCore
 from encoder_svc.server.info import ModelFacts, budgets_of
 from encoder_svc.server.pipeline import make_pipeline
@@ -36,9 +38,15 @@ def open_pipeline(
         files: shared ones, of embeddings, images and the door.
         info: ``GetModelInfoResponse``, as hexadecimal digits.
         image_bytes: room for images that wait for the device.
+
+    Raises:
+        ConfigError: the memory or the threads that the config asks for cannot be had.
     """
     embeddings, images, door = files
-    placed = Placed(Arena(images, image_bytes))
+    with asked_for_by(IMAGE_OPTIONS, image_bytes):
+        placed = Placed(Arena(images, image_bytes))
+    with asked_for_by(EMBEDDING_OPTIONS, os.fstat(embeddings).st_size):
+        kept = ArenaView(embeddings)
     handlers.update(placed.handlers())
     tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
     facts = ModelFacts(
@@ -46,5 +54,5 @@ def open_pipeline(
         ProcessorSettings(**settings | tuples),
         input_processor,
     )
-    core = RemoteCore(link, placed, ArenaView(embeddings), DoorSignReader(door, budgets_of(config)))
+    core = RemoteCore(link, placed, kept, DoorSignReader(door, budgets_of(config)))
     return make_pipeline(config, facts, core, num_processes=config.frontend_processes, place=placed.place)

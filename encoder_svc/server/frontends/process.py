@@ -98,15 +98,19 @@ class _FrontEnd:
         """To be opened soon."""
         await asyncio.to_thread(_import_what_serves)
 
-    async def _open(self, **described: Any) -> None:
-        """Begins to serve; see :func:`encoder_svc.server.frontends.opened.open_pipeline`."""
+    async def _open(self, **described: Any) -> str | None:
+        """Begins to serve; returns why not. See :func:`encoder_svc.server.frontends.opened.open_pipeline`."""
         assert self._link is not None
         assert self._front is not None
         opened = await asyncio.to_thread(_import_what_serves)
-        self._pipeline = opened.open_pipeline(self._config, self._link, self._handlers, self._files, **described)
+        try:
+            self._pipeline = opened.open_pipeline(self._config, self._link, self._handlers, self._files, **described)
+        except ConfigError as error:
+            return str(error)
         self._metrics.read_at_scrape(decoded_gauges(self._pipeline.decoded))
         spare_what_is_loaded()
         await self._front.open(self._pipeline)
+        return None
 
     async def _alive(self) -> None:
         """That this is answered says it."""

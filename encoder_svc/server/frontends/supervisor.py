@@ -7,13 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from encoder_svc.errors import ConfigError, RequestError
-from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.observability.merge import Counted, add, what_only_grows
 from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.frontends.child import YOUNG_S, FrontEnd
 from encoder_svc.server.frontends.door import DoorSign
-from encoder_svc.server.info import DTYPE_NAMES
+from encoder_svc.server.frontends.memory import EMBEDDING_OPTIONS, asked_for_by, embedding_bytes
 from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ _MAX_YOUNG: Final = 3
 _PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
 _COUNT_TIMEOUT_S: Final = 2.0
-# Of the arena: what holes between blocks may take.
-_HOLES: Final = 1.25
 
 
 class FrontEnds:
@@ -82,7 +79,9 @@ class FrontEnds:
             preparing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def open(self, loaded: Loaded) -> None:
-        self._arena = Arena(self._embeddings, _embedding_bytes(self._config, loaded))
+        num_bytes = embedding_bytes(self._config, loaded.facts)
+        with asked_for_by(EMBEDDING_OPTIONS, num_bytes):
+            self._arena = Arena(self._embeddings, num_bytes)
         loaded.core.memory = self._arena
         loaded.runner.land_in(self._arena)
         loaded.core.admission.on_change = self._sign.write
@@ -140,7 +139,7 @@ class FrontEnds:
     async def _start_one(self, place: int) -> None:
         """
         Raises:
-            ConfigError: it cannot listen.
+            ConfigError: it cannot listen, or not have what the config asks for.
             RequestError: it ended.
         """
         assert self._port is not None
@@ -183,12 +182,3 @@ class FrontEnds:
                 if (begun := self._running[place]) is not None:
                     self._running[place] = None
                     await begun.stop(at_once=True)
-
-
-def _embedding_bytes(config: Config, loaded: Loaded) -> int:
-    """Room for all that may be kept, retained, or pending. Most of it is never touched, and takes no memory."""
-    info = loaded.facts.info
-    value_bytes = PIXEL_VALUE_DTYPES[DTYPE_NAMES[info.dtype]].itemsize
-    patch_bytes = info.width * value_bytes // info.spatial_merge_size**2
-    pending = (config.max_queued_patches + config.max_request_patches) * patch_bytes
-    return round((config.cache_bytes + config.max_leased_bytes + pending) * _HOLES)

@@ -121,3 +121,18 @@ def test_the_port_of_another_server_s_front_ends_is_taken(model: Path) -> None:
             env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert (done.returncode, "the port is taken" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("option", ["--cache-bytes", "--max-decoded-bytes"])
+def test_memory_that_cannot_be_shared_refuses_the_start_by_the_options_that_ask_for_it(
+    model: Path, option: str
+) -> None:
+    serve = command("serve", "--port", "0", "--model", model, *FRONT_ENDS, option, "100GiB")
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 50000000; exec "$@"', "sh", *serve],
+        check=False, capture_output=True, text=True, timeout=50, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert option.removeprefix("--").replace("-", "_") in said
+    assert "GiB of memory that front ends share" in said
