@@ -135,7 +135,7 @@ class Config:
         "DIR|HUB_ID",
         "checkpoint: a folder or a hub id; without it a tiny random one is made, for trying out",
     )
-    revision: str | None = _option(None, _text, "REV", "branch, tag or commit of a hub id")
+    revision: str | None = _option(None, _text, "REV", "branch, tag or commit of a hub id; not of a folder")
     host: str = _option("127.0.0.1", _text, "HOST", "address to listen on; 0.0.0.0 for every one")
     port: int = _option(50_051, _port, "PORT", "port to listen on; 0 picks a free one and prints it")
     metrics_port: int | None = _option(
@@ -168,7 +168,8 @@ class Config:
         None,
         _one_of("fa4", "fa3", "fa2", "torch"),
         "NAME",
-        "what carries FLASH_ATTN out, obeyed or refused: fa4, fa3, fa2 or torch; without it the best that is there",
+        "what carries FLASH_ATTN out, obeyed or refused: fa4, fa3, fa2 or torch; without it the best that is there; "
+        "without effect, and with a warning, where another backend runs",
     )
     rocm_use_aiter: bool = _option(
         False, _switch, "on|off", "on AMD devices: lets the platform choose kernels of aiter, each by its own switch"

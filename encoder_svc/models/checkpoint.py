@@ -42,9 +42,13 @@ class Checkpoint:
             revision: branch, tag or commit of a hub id.
 
         Raises:
-            CheckpointError: not found, no vision tower, or an architecture that is not served.
+            CheckpointError: not found, no vision tower, or an architecture that is not served; a revision of a folder.
         """
         self._files: CheckpointFiles = Folder(Path(model)) if is_folder(Path(model)) else Hub(model, revision)
+        if revision is not None and isinstance(self._files, Folder):
+            raise CheckpointError(
+                f"--revision {revision}: is for hub ids; --model {model} is a folder, which has none."
+            )
         self.name = self._files.name
         self.commit = self._files.commit
         config = self._files.read_json("config.json")

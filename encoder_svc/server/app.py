@@ -239,6 +239,8 @@ def _model(config: Config, temporary: ExitStack) -> str:
     """The model to serve: the operator's, or else a tiny one made for this process, which goes with ``temporary``."""
     if config.model is not None:
         return config.model
+    if config.revision is not None:
+        raise ConfigError(f"--revision {config.revision}: is for hub ids, and there is no --model.")
     from encoder_svc.models.synthetic import make_checkpoint
 
     folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-"))

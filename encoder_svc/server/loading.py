@@ -158,7 +158,9 @@ class Loader:
             device=self._device,
         )
         selection = attention.selection
-        logger.info(
+        has_idle_pin = self._config.mm_encoder_flash_attn_implementation and selection.backend != "FLASH_ATTN"
+        logger.log(
+            logging.WARNING if has_idle_pin else logging.INFO,
             "attention: %s (%s %s), source=%s: %s",
             selection.backend,
             selection.implementation,

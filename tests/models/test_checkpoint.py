@@ -23,6 +23,11 @@ def test_an_unknown_architecture_is_named_beside_those_served(copy: Callable[...
         Checkpoint(str(folder))
 
 
+def test_a_revision_of_a_folder_is_refused(copy: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"^--revision main: is for hub ids; --model \S+ is a folder"):
+        Checkpoint(str(copy()), revision="main")
+
+
 @pytest.mark.parametrize("model_type", [None, 7, ["qwen2_vl"]])
 def test_a_model_type_that_is_no_name_is_refused(copy: Callable[..., Path], model_type: object) -> None:
     folder = copy()

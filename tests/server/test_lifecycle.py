@@ -118,6 +118,13 @@ def test_without_a_model_a_tiny_one_is_served_and_said_so_loudly(photos: list[Pa
         assert "RANDOM weights" in embedded.log
 
 
+def test_a_revision_of_no_model_is_refused() -> None:
+    serve = command("serve", "--port", "0", "--revision", "main")
+    done = subprocess.run(serve, check=False, capture_output=True, text=True, timeout=50, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("--revision main: is for hub ids, and there is no --model.")
+
+
 def test_the_configuration_is_printed_with_the_source_of_each_value(server: Callable[..., ServerProcess]) -> None:
     log = server("qwen2_vl", "--max-images", "7").log
     assert any(line.split() == ["max_images", "7", "flag"] for line in log.splitlines())

@@ -38,6 +38,15 @@ def test_an_override_is_checked_before_and_the_platforms_choice_while_weights_ar
     assert caplog.text.count("attention: TORCH_SDPA") == 1
 
 
+@pytest.mark.parametrize("override", ["TORCH_SDPA", None])
+def test_a_pin_inside_a_backend_that_is_not_taken_is_warned_of(
+    tiny_checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture, override: str | None
+) -> None:
+    caplog.set_level("WARNING")
+    loader_of(tiny_checkpoint("qwen2_vl"), mm_encoder_attn_backend=override, mm_encoder_flash_attn_implementation="fa2")
+    assert "--mm-encoder-flash-attn-implementation fa2 has no effect" in caplog.text
+
+
 @pytest.mark.parametrize("limit", [{"max_image_side": "28"}, {"max_image_pixels": "100"}, {"max_image_bytes": "1KiB"}])
 async def test_limits_on_what_callers_send_do_not_concern_the_first_photograph(
     tiny_checkpoint: Callable[[str], Path], limit: dict[str, str]
