@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 
 from encoder_svc.errors import ConfigError
-from encoder_svc.tls import read_authorities, read_identity
+from encoder_svc.tls import read_authorities, read_identity, refuse_expired
 
 if TYPE_CHECKING:
     from encoder_svc.config import Config
@@ -49,13 +49,14 @@ class _Certificates:
         return grpc.ssl_server_certificate_configuration([(identity.key, identity.chain)], root_certificates=callers)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The files' content if it changed and can be used, else None: what was shown before is shown on."""
+        """The files' content if it changed, can be used and has not expired, else None: what was shown is shown on."""
         state = self._state()
         if state == self._seen:
             return None
         self._seen = state  # taken before reading: a file that changes meanwhile is seen next time
         try:
             renewed = self.read()
+            refuse_expired(self._cert, self._key)
         except ConfigError as error:
             logger.warning("the certificate stays as it was: %s", error)
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import subprocess
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import grpc
@@ -28,9 +29,9 @@ class Authority:
         self.ca = folder / "ca.crt"
         self._authority.cert_pem.write_to_path(str(self.ca))
 
-    def issue(self, name: str, *names: str) -> tuple[Path, Path]:
+    def issue(self, name: str, *names: str, until: datetime | None = None) -> tuple[Path, Path]:
         """Writes ``name``.crt and ``name``.key, for a server of this machine or for the names given."""
-        issued = self._authority.issue_cert(*(names or ("127.0.0.1", "localhost")))
+        issued = self._authority.issue_cert(*(names or ("127.0.0.1", "localhost")), not_after=until)
         cert, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         replace(cert, b"".join(part.bytes() for part in issued.cert_chain_pems))
         replace(key, issued.private_key_pem.bytes())
@@ -165,6 +166,19 @@ def test_a_new_certificate_that_cannot_be_used_leaves_the_old_one_in_place(
         server.wait_for_log("the certificate stays as it was: .* is not the key of the certificate")
         replace(key, other_key.read_bytes())
         assert shown(server.target) == first(other)
+
+
+def test_a_new_certificate_that_has_expired_leaves_the_old_one_in_place(
+    serve: Callable[..., ServerProcess], authority: Authority
+) -> None:
+    cert, key = authority.issue("server")
+    with serve("--tls-cert", cert, "--tls-key", key) as server:
+        old = first(cert)
+        authority.issue("server", until=datetime(2020, 1, 1, tzinfo=UTC))
+        assert shown(server.target) == old
+        server.wait_for_log(r"the certificate stays as it was: --tls-cert \S+: has expired")
+        authority.issue("server")
+        assert shown(server.target) == first(cert) != old
 
 
 def refused(*flags: str | Path) -> str:
