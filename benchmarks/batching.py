@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from support.arguments import CLIENTS, DEPTH, IMAGES, MILLISECONDS, ROUNDS, SECONDS
 
+from encoder_svc.engine.device import BatchResult
 from encoder_svc.engine.engine import Engine
-from encoder_svc.engine.runner import BatchResult
 from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.images.types import GridThw, ProcessedImage
 from encoder_svc.observability.device import DeviceWatch

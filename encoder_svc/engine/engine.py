@@ -26,8 +26,8 @@ from encoder_svc.errors import AttentionKernelError, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Hashable
 
+    from encoder_svc.engine.device import BatchResult, Runner, Submitted
     from encoder_svc.engine.gaps import LayerGaps
-    from encoder_svc.engine.runner import BatchResult, Runner, Submitted
     from encoder_svc.engine.scheduler import Scheduler
     from encoder_svc.engine.work import EncodedItem
     from encoder_svc.images.types import EncoderImage

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
+from encoder_svc.engine.device import BatchResult
 from encoder_svc.engine.gaps import LayerGaps
 from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
 from encoder_svc.engine.landing import CudaPages, Landing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from encoder_svc.engine.builder import Batch
+    from encoder_svc.engine.device import Submitted
     from encoder_svc.engine.memory import MemoryBudget
     from encoder_svc.images.types import EncoderImage, GridThw
     from encoder_svc.models.tower import VisionTower
@@ -34,57 +36,6 @@ logger = logging.getLogger(__name__)
 MAX_GRAPH_BYTES: Final = 4 * 2**30
 MAX_CAPTURE_S: Final = 15.0
 """Bounds on the graphs that a start captures, in device memory and in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What came out of a batch.
-
-    Attributes:
-        embeddings: the bytes of each image's [rows, width], of the tower's dtype; None where they hold NaN or infinity.
-            They may be views of the batch's memory: see :meth:`DeviceRunner.land_in`.
-        h2d_s, forward_s, d2h_s: of the whole batch.
-        resize_s: of what came as pixels.
-        build_s: to pack it on the host; split_s: to cut it into images.
-        padding_ratio: the share of the rows on the device that were padding, 0 to 1.
-    """
-
-    embeddings: list[memoryview | None]
-    h2d_s: float
-    forward_s: float
-    d2h_s: float
-    resize_s: float = 0.0
-    build_s: float = 0.0
-    split_s: float = 0.0
-    padding_ratio: float = 0.0
-
-
-class Submitted(Protocol):
-    """A batch that was given to the device."""
-
-    def wait(self) -> BatchResult:
-        """Blocks until the batch is through. Any thread may call it. Raises what the device raised."""
-
-
-class Runner(Protocol):
-    """A device as the engine sees it.
-
-    Attributes:
-        depth: how many batches may be in flight.
-        gaps: where short batches may run while a long one does; None where they cannot.
-    """
-
-    depth: int
-    gaps: LayerGaps | None
-
-    def submit(self, images: Sequence[EncoderImage]) -> Submitted:
-        """Gives a batch to the device. Only the device thread calls it. Raises what the device raised."""
-
-    def is_out_of_memory(self, error: Exception) -> bool:
-        """Whether ``error`` says that the batch did not fit the device's memory."""
-
-    def is_broken(self) -> bool:
-        """Whether the device answers nothing but errors any more. Only the device thread calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +136,7 @@ class DeviceRunner:
             self._landing = Landing(arena, CudaPages(self._tower.device))
 
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
-        """See :class:`Runner`."""
+        """See :class:`encoder_svc.engine.device.Runner`; so with the next two."""
         started_s = time.perf_counter()
         batch = self._build_batch(images, self._tower.encoder)
         build_s = time.perf_counter() - started_s
@@ -195,14 +146,13 @@ class DeviceRunner:
             return self._submit_to_gpu(batch, build_s, self._lanes)
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        """See :class:`Runner`."""
         if error.__cause__ is not None:  # an attention kernel's failure, whose cause is what the device raised
             return isinstance(error.__cause__, Exception) and self.is_out_of_memory(error.__cause__)
         # torch's CPU allocator raises a plain RuntimeError that names it.
         return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
     def is_broken(self) -> bool:
-        """See :class:`Runner`. A CUDA context that met an illegal address or a failed assertion stays so for good."""
+        """A CUDA context that met an illegal address or a failed assertion stays so for good."""
         if self._lanes is None:
             return False
         try:

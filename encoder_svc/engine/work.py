@@ -11,7 +11,7 @@ from encoder_svc.errors import Reason, request_error
 if TYPE_CHECKING:
     import asyncio
 
-    from encoder_svc.engine.runner import BatchResult
+    from encoder_svc.engine.device import BatchResult
     from encoder_svc.images.types import EncoderImage
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from encoder_svc.engine.device import BatchResult
 from encoder_svc.engine.engine import Engine
-from encoder_svc.engine.runner import BatchResult
 from encoder_svc.engine.scheduler import Scheduler
 from encoder_svc.errors import AttentionKernelError, RequestError
 from encoder_svc.images.types import GridThw, ProcessedImage

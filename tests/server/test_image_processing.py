@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from encoder_svc.engine.runner import Submitted
+    from encoder_svc.engine.device import Submitted
     from encoder_svc.images.types import EncoderImage
     from tests.server.in_process import Inside
     from tests.serving import ServerProcess
