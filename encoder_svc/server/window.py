@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 class Window:
-    """Lets in, in order, what fits. What is larger than the window is let in when it is empty.
+    """Lets in, in order, what fits. What is larger than the window is let in when it is empty; what takes nothing waits
+    for nobody.
 
     Attributes:
         size: how much fits.
@@ -27,7 +28,8 @@ class Window:
     @asynccontextmanager
     async def room(self, amount: int) -> AsyncIterator[Room]:
         """Waits for room, and gives back at the end what is left of it."""
-        await self._enter(amount)
+        if amount:
+            await self._enter(amount)
         room = Room(self, amount)
         try:
             yield room

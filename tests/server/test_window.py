@@ -37,6 +37,18 @@ async def test_what_does_not_fit_waits_and_what_came_later_waits_behind_it() -> 
     assert window.held == 0
 
 
+async def test_what_takes_nothing_does_not_wait_behind_what_does_not_fit() -> None:
+    window, log = Window(10), []
+    async with window.room(10):
+        waiting, leave = await started(window, 5, log)
+        passing, leave_passing = await started(window, 0, log)
+        assert log == [0]
+    leave.set()
+    leave_passing.set()
+    await asyncio.gather(waiting, passing)
+    assert (log, window.held) == ([0, 5], 0)
+
+
 async def test_what_is_larger_than_the_window_goes_alone() -> None:
     window, log = Window(10), []
     async with AsyncExitStack() as inside:
