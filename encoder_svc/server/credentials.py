@@ -28,9 +28,14 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
             raise ConfigError("TLS needs both --tls-cert and --tls-key (--tls-client-ca goes with them).")
         return None
     certificates = _Certificates(config.tls_cert, config.tls_key, config.tls_client_ca)
+    shown = certificates.read()
+    try:
+        refuse_expired(config.tls_cert, config.tls_key)
+    except ConfigError as error:  # no reason to end: another may take its place while this runs
+        logger.warning("callers will refuse this server until it has another certificate: %s", error)
     renewed = cast("Any", certificates.renewed)  # the stubs leave out that it may return None
     return grpc.dynamic_ssl_server_credentials(
-        certificates.read(), renewed, require_client_authentication=config.tls_client_ca is not None
+        shown, renewed, require_client_authentication=config.tls_client_ca is not None
     )
 
 

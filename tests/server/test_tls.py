@@ -181,6 +181,16 @@ def test_a_new_certificate_that_has_expired_leaves_the_old_one_in_place(
         assert shown(server.target) == first(cert) != old
 
 
+def test_a_server_whose_certificate_has_expired_says_so(
+    serve: Callable[..., ServerProcess], authority: Authority
+) -> None:
+    cert, key = authority.issue("server", until=datetime(2020, 1, 1, tzinfo=UTC))
+    with serve("--tls-cert", cert, "--tls-key", key) as server:
+        server.wait_for_log(r"WARNING .* callers will refuse this server until it has another .*: has expired")
+        authority.issue("server")
+        assert shown(server.target) == first(cert)
+
+
 def refused(*flags: str | Path) -> str:
     started_s = time.monotonic()
     done = run("serve", "--port", "0", *flags)
