@@ -152,6 +152,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     from encoder_svc.bench.pictures import noise_picture
     from encoder_svc.config import load_config
     from encoder_svc.engine.runner import DeviceRunner
+    from encoder_svc.images.limits import Limits
     from encoder_svc.images.types import EncodedImageBytes
     from encoder_svc.observability.metrics import Metrics
     from encoder_svc.observability.start import StartPhases
@@ -162,7 +163,7 @@ def loop(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(flags=flags, environment={}).config
     loader = Loader(config, str(arguments.loop), Metrics(), StartPhases(0.0))
     tower = loader.load_tower()
-    processor = tower.workflow.load_input_processor()(tower.settings, loader.limits)
+    processor = tower.workflow.load_input_processor()(tower.settings, Limits())
     number, side = arguments.batch_images or arguments.clients, arguments.loop_side
     pictures = [noise_picture(side, side, "jpeg", seed=seed).plain() for seed in range(number)]
     images = [processor.plan(EncodedImageBytes(picture)).process() for picture in pictures]
