@@ -81,7 +81,7 @@ class PlannedImage:
 
     Attributes:
         process: decodes it, and resizes it unless the device does.
-        decode_bytes: of memory that :attr:`process` takes beside what it returns, at most; 0 if next to nothing.
+        decode_bytes: of memory that :attr:`process` takes at its peak, at most; 0 if next to nothing.
         pixel_bytes: what it takes as it is decoded, if it waits for the device like that; 0 if its patches do.
     """
 

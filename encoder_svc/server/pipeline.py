@@ -152,11 +152,12 @@ class Pipeline:
     def _process(self, plan: PlannedImage) -> Decoded:
         """Takes its times in its own thread."""
         began_s = time.monotonic()
-        image = self._place(plan.process())
-        done_s = time.monotonic()
-        if plan.decode_bytes >= _LARGE_BYTES:
-            give_back_what_is_free()
-        return Decoded(image, began_s, done_s)
+        try:
+            image = self._place(plan.process())
+            return Decoded(image, began_s, time.monotonic())
+        finally:
+            if plan.decode_bytes >= _LARGE_BYTES:
+                give_back_what_is_free()
 
     def close(self) -> None:
         """Ends the threads. Nothing may be decoded afterwards."""
