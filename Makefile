@@ -23,8 +23,8 @@ tools: ## Prometheus and Chromium, which some tests drive, if this is Debian or 
 demo: $(INSTALLED) ## Photographs through a server to a separate LM process, compared with the whole model
 	$(BIN)/python scripts/demo.py $(ARGS)
 
-test: setup ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests, on all cores (ARGS="-n 0 -k … tests/…")
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 bench: $(INSTALLED) ## Our encoders beside transformers' (ARGS="--families qwen2_5_vl --sizes 448 …")
 	$(BIN)/python benchmarks/encoder.py $(ARGS)

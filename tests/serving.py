@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +19,7 @@ import psutil
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENCODER_")}
@@ -25,6 +28,15 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 def command(*arguments: str | Path) -> list[str]:
     """The ``encoder-svc`` command of this checkout."""
     return [sys.executable, "-m", "encoder_svc", *map(str, arguments)]
+
+
+def endless(checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint that takes for ever to load: nobody writes into the pipe that its weights come from."""
+    copy = folder / "endless"
+    shutil.copytree(checkpoint, copy)
+    (copy / "model.safetensors").unlink()
+    os.mkfifo(copy / "model.safetensors")
+    return copy
 
 
 class ServerProcess:
@@ -78,6 +90,34 @@ class ServerProcess:
                 break
             time.sleep(0.05)
         raise AssertionError(f"the server's log holds no {pattern!r}:\n{self.log}")
+
+    def wait_for_port(self, port: int, timeout_s: float = 60) -> None:
+        """Waits until it listens, which it does before it loads."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            except ConnectionRefusedError:
+                assert self.process.poll() is None, self.log
+                assert time.monotonic() < deadline_s, self.log
+                time.sleep(0.01)
+
+    def wait_until_busy(self) -> None:
+        """Waits until an image is in work. The server has metrics."""
+        self._wait_for_metric("encoder_inflight_images", lambda images: images > 0)
+
+    def wait_until_idle(self) -> None:
+        """Waits until no image is. The server has metrics."""
+        self._wait_for_metric("encoder_inflight_images", lambda images: images == 0)
+
+    def _wait_for_metric(self, name: str, reached: Callable[[float], bool], timeout_s: float = 60) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+                if reached(float(re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)[1])):
+                    return
+            assert time.monotonic() < deadline_s, self.log
+            time.sleep(0.01)
 
     @property
     def metrics_port(self) -> int:

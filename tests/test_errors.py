@@ -168,7 +168,7 @@ def test_an_error_reaches_the_process_that_waits_for_a_pool() -> None:
         (ConfigError, StartupError),
         (CheckpointError, StartupError),
         (AttentionBackendError, StartupError),
-        *[(cls, RequestError) for cls in set(CLASS_OF_CODE.values())],
+        *[(cls, RequestError) for cls in dict.fromkeys(CLASS_OF_CODE.values())],
     ],
 )
 def test_the_tree_is_as_its_docstring_draws_it(child: type, parent: type) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 
 from encoder_svc.client import EncoderClient
 from tests.ports import free_port
-from tests.serving import ENVIRONMENT, ServerProcess, command
+from tests.serving import ENVIRONMENT, ServerProcess, command, endless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +39,9 @@ def test_a_server_that_serves_gives_0(server: Callable[..., ServerProcess], serv
 
 
 def test_a_server_that_loads_gives_1(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    checkpoint = tmp_path / "slow"
-    shutil.copytree(tiny_checkpoint("qwen2_vl"), checkpoint)
-    (checkpoint / "model.safetensors").unlink()
-    os.mkfifo(checkpoint / "model.safetensors")  # nobody writes into it, so that loading takes for ever
-    port = free_port()
+    checkpoint, port = endless(tiny_checkpoint("qwen2_vl"), tmp_path), free_port()
     with ServerProcess("--model", checkpoint, "--port", str(port), wait=False) as loading:
-        wait_until_open(port)
+        loading.wait_for_port(port)
         done = health("--target", f"127.0.0.1:{port}")
         assert loading.stop() == 0
     assert done.returncode == 1
@@ -56,13 +49,13 @@ def test_a_server_that_loads_gives_1(tiny_checkpoint: Callable[[str], Path], tmp
 
 
 def test_a_server_that_drains_gives_1(tiny_checkpoint: Callable[[str], Path]) -> None:
-    large = ("--max-pixels", "100000000", "--max-request-patches", "1000000")
+    large = ("--max-pixels", "100000000", "--max-request-patches", "1000000", "--metrics-port", "0")
     with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *large) as draining:
         with EncoderClient(draining.target) as client:
-            noise = np.random.default_rng(0).integers(0, 256, (1900, 1900, 3), np.uint8)
+            noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)
             encoding = threading.Thread(target=lambda: client.encode([noise]))
             encoding.start()
-            time.sleep(0.5)
+            draining.wait_until_busy()
             draining.process.send_signal(signal.SIGTERM)
             draining.wait_for_log("draining")
             done = health("--target", draining.target)
@@ -118,13 +111,3 @@ def test_it_starts_light() -> None:
     arguments = [command()[0], "-c", probe]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout == "[]\n"
-
-
-def wait_until_open(port: int) -> None:
-    """Waits for the server to bind. It binds before it loads."""
-    for _ in range(600):
-        with socket.socket() as trying:
-            if trying.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"nothing listens on {port}")

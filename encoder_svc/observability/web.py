@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS: Final = 16
 _TIMEOUT_S: Final = 10.0
+# How long the end of a server waits for this one to notice.
+_POLL_S: Final = 0.05
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def metrics_server(registry: Collector, host: str, port: int | None) -> Iterator
         server = _Server(host, port, _application(registry))
     except OSError as error:
         raise ConfigError(f"--metrics-port {port}: cannot listen on {host} ({error.strerror}).") from None
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True)
     thread.start()
     address = f"[{host}]" if ":" in host.strip("[]") else host
     logger.info("metrics and the status page: http://%s:%d/", address, server.server_port)

@@ -41,6 +41,7 @@ def measured(path: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.alone
 def test_closed_loop(server: Callable[..., ServerProcess], small_mix: Path, tmp_path: Path) -> None:
     target, out = server("qwen2_5_vl").target, tmp_path / "out.json"
     done = run("--target", target, "--concurrency", "4", "--mix", small_mix, "--json", out, *QUICK)
@@ -67,6 +68,7 @@ def test_closed_loop(server: Callable[..., ServerProcess], small_mix: Path, tmp_
     assert "closed loop, concurrency 4" in done.stdout
 
 
+@pytest.mark.alone
 def test_open_loop_sends_at_its_rate(server: Callable[..., ServerProcess], small_mix: Path, tmp_path: Path) -> None:
     target, out = server("qwen2_5_vl").target, tmp_path / "out.json"
     arguments = ("--target", target, "--rate", "25", "--mix", small_mix, "--json", out, *QUICK)
@@ -79,6 +81,7 @@ def test_open_loop_sends_at_its_rate(server: Callable[..., ServerProcess], small
     assert measured(out)["send_lag_s"]["count"] == counts[0]
 
 
+@pytest.mark.alone
 def test_open_loop_counts_what_it_does_not_send(server, small_mix: Path, tmp_path: Path) -> None:
     target, out = server("qwen2_5_vl").target, tmp_path / "out.json"
     run("--target", target, "--rate", "2000", "--max-outstanding", "2", "--mix", small_mix, "--json", out, *QUICK)

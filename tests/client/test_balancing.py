@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from encoder_svc.client import ROUND_ROBIN, AsyncEncoderClient, EncoderClient
+from tests.ports import free_port
 from tests.serving import ServerProcess
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def replicas(tiny_checkpoint: Callable[[str], Path]) -> Iterator[str]:
     """A name for two servers, which differ in their limit of images: 5 and 6."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     same = ("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--port", str(port))
     with (
         ServerProcess(*same, "--host", "127.0.0.1", "--max-images", "5"),

@@ -149,6 +149,8 @@ async def test_what_comes_while_a_batch_is_packed_goes_into_one_more() -> None:
 async def test_a_deep_device_gets_its_next_batch_while_one_runs() -> None:
     running = engine(device := Device(depth=2))
     tasks = await behind_a_gate(running, device, 1)
+    while len(device.batches) < 2:
+        await asyncio.sleep(0.001)
     assert device.batches == [[0], [1]]
     tasks += [asyncio.create_task(running.encode(image(n))) for n in (2, 3)]
     await asyncio.sleep(0.01)

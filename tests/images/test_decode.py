@@ -457,6 +457,7 @@ def test_chunks_in_any_order_never_yield_anything_but_pixels_or_a_reason(png_fil
                 assert error.reason in DECODE_REASONS
 
 
+@pytest.mark.alone
 def test_a_png_of_countless_empty_chunks_is_refused_quickly(png_file, open_image) -> None:
     data = png_file(width=4, height=4, bit_depth=8, colour_type=2, rows=bytes(48), before=[(b"teSt", b"")] * 1_000_000)
     started_s = time.perf_counter()
@@ -466,6 +467,7 @@ def test_a_png_of_countless_empty_chunks_is_refused_quickly(png_file, open_image
     assert time.perf_counter() - started_s < 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "body",
     [b"\xff" * (20 << 20), b"\xff\xe0\0\2" * (5 << 20), b"\xff\x01" * (10 << 20), bytes(20 << 20)],
@@ -486,6 +488,7 @@ def with_scans_again(times: int, between: bytes = b"") -> bytes:
     return file[:-2] + (between + last_scan) * times + file[-2:]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("between", [b"", b"\xff\xfe\0\6\xff\xd9\0\0"], ids=["", "an end within a comment"])
 def test_a_jpeg_of_countless_scans_is_refused_quickly(between: bytes, open_image) -> None:
     data = with_scans_again(50_000, between)

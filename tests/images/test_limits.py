@@ -295,6 +295,7 @@ def test_pixel_values_that_are_not_finite_are_refused(bad: float, dtype: str, pr
     assert reason_of(plan.process) == Reason.PIXEL_VALUES_NOT_FINITE
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("grid", "reason"),
     [

@@ -98,6 +98,7 @@ def test_work_is_counted_with_its_sizes(start: Callable[..., ServerProcess], por
     Scrape.until(port, lambda s: s.value("encoder_event_loop_lag_seconds_count") > 5)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_request_of_one_image_is_the_sum_of_its_stages(
     start: Callable[..., ServerProcess], port: int, photos: list[Path], device: str
@@ -125,6 +126,7 @@ def test_a_request_of_one_image_is_the_sum_of_its_stages(
         assert after.value("encoder_stage_duration_seconds_sum", stage="d2h") > 0
 
 
+@pytest.mark.alone
 def test_the_stages_on_the_wire_add_up_as_well(server: Callable[..., ServerProcess], photos: list[Path]) -> None:
     request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(encoded=photos[0].read_bytes())])
     with grpc.insecure_channel(server("qwen2_vl", "--cache-bytes", "0").target) as channel:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NASTY = '<img src=x onerror="alert(1)">\\"\n</script>'
+# As main.js has them.
+POLL_S = 2
+GONE_AFTER_S = 10
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -55,7 +58,8 @@ def work(metrics: Metrics, num_calls: int, stages: Stages) -> None:
 def opened(
     browser: Browser, port: int, *, size: dict[str, int] = DESKTOP, scheme: str = "light", broken: bool = False
 ) -> Iterator[Page]:
-    """The page. Until it is closed it may ask nobody but its server, and unless ``broken`` complain of nothing."""
+    """The page. Until it is closed it may ask nobody but its server, and unless ``broken`` complain of nothing. Its
+    clock can be put forward."""
     asked: set[str] = set()
     complaints: list[str] = []
     page = browser.new_page(viewport=size, color_scheme=scheme)
@@ -63,11 +67,16 @@ def opened(
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
+    page.clock.install()
     page.goto(f"http://127.0.0.1:{port}/")
     yield page
     page.close()
     assert asked == {f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{port}/metrics"}
     assert broken or not complaints
+
+
+def until_the_next_scrape(page: Page) -> None:
+    page.clock.fast_forward(POLL_S * 1000)
 
 
 def wait_for_state(page: Page, state: str) -> None:
@@ -87,6 +96,7 @@ def test_it_draws_what_happens_between_two_scrapes(browser: Browser, metrics: Me
         wait_for_state(page, "ready")
         work(metrics, 30, Stages(admission_s=0.001, decode_s=0.009, forward_s=0.030))
         metrics.request_ended("EncodeImages", "RESOURCE_EXHAUSTED", "QUEUE_FULL", 0.001)
+        until_the_next_scrape(page)
         page.wait_for_selector("#images >> text=encoded")
         stages = cells(page, "stages")
         assert stages["forward"][:2] == ["30 ms", "75 %"]
@@ -126,6 +136,8 @@ def test_it_shows_a_real_server_under_load(browser: Browser, tiny_checkpoint: Ca
 
 def test_what_the_server_says_is_text_and_never_markup(browser: Browser, metrics: Metrics, port: int) -> None:
     with metrics_server(metrics.registry, "127.0.0.1", port), opened(browser, port) as page:
+        wait_for_state(page, "ready")
+        until_the_next_scrape(page)
         page.wait_for_selector("#replica >> text=onerror")
         assert cells(page, "replica")["model"] == [NASTY.replace("\n", " ")]
         assert page.locator("img").count() == 0
@@ -139,10 +151,12 @@ def test_a_server_that_is_silent_then_gone_then_back(browser: Browser, metrics: 
         assert page.locator("#gone").is_hidden()
     wait_for_state(page, "stale")
     assert "no connection" in page.locator("#gone").inner_text()
+    page.clock.fast_forward(GONE_AFTER_S * 1000)
     wait_for_state(page, "gone")
     assert page.locator("#gone").is_visible()
     assert "Server gone" in page.title()
     with metrics_server(metrics.registry, "127.0.0.1", port):
+        until_the_next_scrape(page)
         wait_for_state(page, "ready")
         assert page.locator("#gone").is_hidden()
     opening.__exit__(None, None, None)
@@ -174,9 +188,10 @@ def test_it_says_when_the_replica_takes_no_requests(
 
 def test_it_fits_a_phone(browser: Browser, metrics: Metrics, port: int) -> None:
     with metrics_server(metrics.registry, "127.0.0.1", port), opened(browser, port, size=PHONE) as page:
-        page.wait_for_selector("#replica td")
+        wait_for_state(page, "ready")
         work(metrics, 3, Stages(**{f"{name}_s": 12.3456 for name, _ in Stages().items()}))
         metrics.request_ended("EncodeImages", "INVALID_ARGUMENT", "REQUEST_TOO_MANY_PATCHES", 0.1)
+        until_the_next_scrape(page)
         page.wait_for_selector("#stages >> text=send_wait")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert page.evaluate("innerWidth") == PHONE["width"]
@@ -211,6 +226,7 @@ def test_all_text_stands_out_as_wcag_asks(browser: Browser, metrics: Metrics, po
     with metrics_server(metrics.registry, "127.0.0.1", port), opened(browser, port, scheme=scheme) as page:
         wait_for_state(page, "ready")
         work(metrics, 3, Stages(**{f"{name}_s": 0.01 for name, _ in Stages().items()}))
+        until_the_next_scrape(page)
         page.wait_for_selector("#stages >> text=send_wait")
         contrasts = page.evaluate(CONTRASTS)
         assert len(contrasts) > 60

@@ -34,6 +34,7 @@ def test_each_phase_begins_where_the_one_before_it_ended() -> None:
     assert phases.describe() == "7.0 s: imports 4.0, attention 3.0"
 
 
+@pytest.mark.alone
 def test_the_age_of_a_process_counts_from_its_start() -> None:
     assert process_age_s() == pytest.approx(time.time() - psutil.Process().create_time(), abs=1.5)
     before_s = process_age_s()
@@ -52,6 +53,7 @@ def test_without_proc_a_process_has_no_age(tmp_path: Path) -> None:
     assert process_age_s(tmp_path / "none") == 0
 
 
+@pytest.mark.alone
 def test_the_phases_add_up_to_the_time_from_the_process_to_serving(
     tiny_checkpoint: Callable[[str], Path], port: int
 ) -> None:

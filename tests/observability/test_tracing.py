@@ -144,7 +144,8 @@ def test_a_call_that_the_caller_does_not_sample_sends_no_spans(
 def test_a_collector_that_is_not_there_keeps_nobody_waiting(
     start: Callable[..., ServerProcess], photos: list[Path]
 ) -> None:
-    with start(exporting_to("http://127.0.0.1:9")) as serving, EncoderClient(serving.target, timeout_s=20) as client:
+    environment = exporting_to("http://127.0.0.1:9", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    with start(environment) as serving, EncoderClient(serving.target, timeout_s=20) as client:
         assert len(client.encode(photos)) == len(photos)
         assert serving.stop() == 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from encoder_svc.server.app import Server
 from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.loading import Loader
 from encoder_svc.server.local_core import LocalCore
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,9 +55,7 @@ async def serving(model: Path, *, exit_code: int = 0, **options: object) -> Asyn
     Args:
         exit_code: that it is to end with.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = {"device": "cpu", "dtype": "float32", "cache_bytes": 0, "port": port, **options}
     config = load_config(flags=flags, environment={}).config
     metrics = Metrics()

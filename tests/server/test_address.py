@@ -8,12 +8,7 @@ import pytest
 
 from encoder_svc.errors import ConfigError
 from encoder_svc.server.address import hold_port
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+from tests.ports import free_port
 
 
 def test_a_port_is_held_by_one_server_though_nobody_listens_yet() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-BIG = ("--max-pixels", "100000000", "--max-request-patches", "1000000")
+BIG = ("--max-pixels", "100000000", "--max-request-patches", "1000000", "--metrics-port", "0")
 
 
 def noise(side: int) -> np.ndarray:
@@ -33,9 +33,9 @@ def test_sigterm_lets_a_running_request_finish(tiny_checkpoint: Callable[[str], 
     with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *BIG) as draining:
         with EncoderClient(draining.target) as client:
             results = []
-            encoding = threading.Thread(target=lambda: results.extend(client.encode([noise(1800)])))
+            encoding = threading.Thread(target=lambda: results.extend(client.encode([noise(1500)])))
             encoding.start()
-            time.sleep(0.5)
+            draining.wait_until_busy()
             code = draining.stop(signal.SIGTERM)
             encoding.join()
         assert code == 0
@@ -47,9 +47,9 @@ def test_after_sigterm_new_requests_are_refused(tiny_checkpoint: Callable[[str],
     with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *BIG) as draining:
         with EncoderClient(draining.target) as client, EncoderClient(draining.target) as other:
             other.info()
-            encoding = threading.Thread(target=lambda: client.encode([noise(2000)]))
+            encoding = threading.Thread(target=lambda: client.encode([noise(1600)]))
             encoding.start()
-            time.sleep(0.3)
+            draining.wait_until_busy()
             draining.process.send_signal(signal.SIGTERM)
             draining.wait_for_log("draining")
             with pytest.raises(UnavailableError):
@@ -81,19 +81,19 @@ def encode_in_background(client: EncoderClient, image: np.ndarray) -> tuple[thre
 
     thread = threading.Thread(target=encode)
     thread.start()
-    time.sleep(0.5)
     return thread, outcome
 
 
 @pytest.mark.parametrize("ending", ["drain_s passes", "a second signal comes"])
 def test_requests_that_do_not_finish_in_time_are_ended_and_the_exit_code_says_so(tiny_checkpoint, ending: str) -> None:
-    drain_s = "0.5" if ending == "drain_s passes" else "60"
+    drain_s = "0.1" if ending == "drain_s passes" else "60"
     options = ("--device", "cpu", "--drain-s", drain_s, *BIG)
     with (
         ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *options) as ended,
         EncoderClient(ended.target) as client,
     ):
-        thread, outcome = encode_in_background(client, noise(1700))
+        thread, outcome = encode_in_background(client, noise(1600))
+        ended.wait_until_busy()
         ended.process.send_signal(signal.SIGTERM)
         ended.wait_for_log("draining")
         if ending == "a second signal comes":
@@ -109,8 +109,8 @@ def test_a_call_whose_answer_waits_to_be_read_is_ended_with_the_drain(tiny_check
     """gRPC sends a status after what was written before it: who reads on in time gets it, who does not is not waited
     for."""
     options = ("--device", "cpu", "--drain-s", "0.1", "--max-pixels", "4000000")
-    raw = encoder_pb2.RawImage(height=1600, width=1600, data=noise(1600).tobytes())
-    request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 8)
+    raw = encoder_pb2.RawImage(height=800, width=800, data=noise(800).tobytes())
+    request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 32)
     with (
         ServerProcess("--model", tiny_checkpoint("qwen3_vl"), *options) as ended,
         grpc.insecure_channel(ended.target) as channel,

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, UnavailableError
 from tests.ports import free_port
-from tests.serving import ENVIRONMENT, ServerProcess, command
+from tests.serving import ENVIRONMENT, ServerProcess, command, endless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,15 +48,12 @@ def test_a_ready_server_says_serving(server: Callable[..., ServerProcess], servi
     assert health(server("qwen2_vl").target, service) == SERVING
 
 
-def test_a_server_that_loads_says_not_serving_and_refuses(tmp_path: Path) -> None:
-    port = free_port()
-    # A real-sized tower takes seconds to read, enough to look at the server while it does.
-    subprocess.run(
-        command("make-checkpoint", "--family", "qwen3_vl", "--size", "real", "--vision-only", "--dtype", "bfloat16",
-                tmp_path / "real"),
-        check=True, env=ENVIRONMENT, capture_output=True,
-    )  # fmt: skip
-    with ServerProcess("--model", tmp_path / "real", "--port", str(port), wait=False) as loading:
+def test_a_server_that_loads_says_not_serving_and_refuses(
+    tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint, port = endless(tiny_checkpoint("qwen3_vl"), tmp_path), free_port()
+    with ServerProcess("--model", checkpoint, "--port", str(port), wait=False) as loading:
+        loading.wait_for_port(port)
         assert health(f"127.0.0.1:{port}") == NOT_SERVING
         with EncoderClient(f"127.0.0.1:{port}") as client, pytest.raises(UnavailableError) as caught:
             client.info()
@@ -64,6 +61,7 @@ def test_a_server_that_loads_says_not_serving_and_refuses(tmp_path: Path) -> Non
         assert loading.stop() == 0
 
 
+@pytest.mark.alone
 def test_health_answers_while_a_batch_runs(server: Callable[..., ServerProcess]) -> None:
     target = server("qwen2_vl", *BIG).target
     with EncoderClient(target) as client:
@@ -94,10 +92,11 @@ def test_reflection_lists_the_services(server: Callable[..., ServerProcess]) -> 
 def test_a_call_that_outlasts_its_timeout_is_a_deadline_error(server: Callable[..., ServerProcess]) -> None:
     with EncoderClient(server("qwen2_vl", *BIG).target) as client:
         with pytest.raises(DeadlineError):
-            client.encode([noise(2200)], timeout_s=0.2)
+            client.encode([noise(1650)], timeout_s=0.2)
         assert client.encode([noise(28)])[0].embeddings.any()
 
 
+@pytest.mark.alone
 def test_closing_a_stream_cancels_what_waits(server: Callable[..., ServerProcess]) -> None:
     with EncoderClient(server("qwen2_vl", *BIG, "--max-batch-images", "1").target) as client:
         arriving = client.stream([noise(1400)] * 8)
@@ -147,6 +146,7 @@ def refused(*options: str | Path, environment: dict[str, str] | None = None) -> 
     return time.monotonic() - started_s, done.stderr.splitlines()[-1]
 
 
+@pytest.mark.alone
 def test_an_unknown_backend_is_refused_before_weights_are_read(tiny_checkpoint: Callable[[str], Path]) -> None:
     seconds, text = refused("--model", tiny_checkpoint("qwen2_vl"), "--mm-encoder-attn-backend", "FLASHY")
     assert "FLASHY" in text
@@ -210,8 +210,8 @@ def test_a_stream_that_is_not_read_is_ended_and_others_are_served(tiny_checkpoin
     options = ("--device", "cpu", "--send-timeout-s", "1", "--max-pixels", "4000000")
     with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), *options) as patient:
         with grpc.insecure_channel(patient.target) as channel:
-            raw = encoder_pb2.RawImage(height=1600, width=1600, data=noise(1600).tobytes())
-            request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 8)
+            raw = encoder_pb2.RawImage(height=800, width=800, data=noise(800).tobytes())
+            request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 32)
             unread = encoder_pb2_grpc.EncoderStub(channel).EncodeImages(request)
             patient.wait_for_log("STREAM_STALLED")
             with EncoderClient(patient.target) as client:
@@ -221,12 +221,13 @@ def test_a_stream_that_is_not_read_is_ended_and_others_are_served(tiny_checkpoin
 
 
 def test_a_caller_that_is_killed_while_it_is_answered_is_no_error(tiny_checkpoint) -> None:
-    with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), "--device", "cpu", "--max-pixels", "4000000") as serving:
+    options = ("--device", "cpu", "--max-pixels", "4000000", "--metrics-port", "0")
+    with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), *options) as serving:
         code = (
             "import sys, time, numpy as np\n"
             "from encoder_svc.client import EncoderClient\n"
-            "pixels = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8)\n"
-            "arriving = EncoderClient(sys.argv[1]).stream([pixels] * 8)\n"
+            "pixels = np.random.default_rng(0).integers(0, 256, (800, 800, 3), np.uint8)\n"
+            "arriving = EncoderClient(sys.argv[1]).stream([pixels] * 32)\n"
             "next(arriving); print('first', flush=True); time.sleep(60)\n"
         )
         with subprocess.Popen(
@@ -237,10 +238,10 @@ def test_a_caller_that_is_killed_while_it_is_answered_is_no_error(tiny_checkpoin
             time.sleep(1)
             caller.kill()
         assert health(serving.target) == SERVING
-        time.sleep(1)
+        serving.wait_until_idle()
+        assert serving.stop() == 0
         assert "ERROR" not in serving.log
         assert "Traceback" not in serving.log
-        assert serving.stop() == 0
 
 
 def test_a_request_id_that_is_too_long_is_refused(server: Callable[..., ServerProcess], photos: list[Path]) -> None:

@@ -18,6 +18,8 @@ from tests.serving import ServerProcess
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.alone
+
 
 def different_photographs(photos: list[Path], number: int) -> list[np.ndarray]:
     """Crops of real photographs, no two of the same pixels, sides from 150 to the photograph's own."""

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import numpy as np
@@ -33,35 +33,53 @@ FETCH = """
 import json, sys
 from encoder_svc.client import EncoderClient, NotFoundError
 with EncoderClient(sys.argv[1]) as client:
+    client.info()
+    print("ready", flush=True)
     try:
-        [image] = client.fetch([sys.argv[2]])
+        [image] = client.fetch([input()])
         print(json.dumps({"sum": float(image.embeddings.sum()), "grid": image.grid_thw}))
     except NotFoundError as error:
         print(json.dumps({"reason": error.reason}))
 """
 
 
-def fetch_in_another_process(target: str, key: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", FETCH, target, key], check=True, capture_output=True, text=True, env=ENVIRONMENT
-    )
-    return json.loads(done.stdout)
+class AnotherProcess:
+    """Fetches once it is told what."""
+
+    def __init__(self, target: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FETCH, target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+
+    def until_ready(self) -> Self:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+        return self
+
+    def fetch(self, key: str) -> dict:
+        answer, _ = self._process.communicate(key + "\n", timeout=30)
+        return json.loads(answer)
 
 
 def test_one_process_encodes_another_fetches_and_a_third_is_too_late(server, photos: list[Path]) -> None:
     target = server("qwen3_vl", "--cache-bytes", "0").target
+    second, third, fourth = [one.until_ready() for one in [AnotherProcess(target) for _ in range(3)]]
     with EncoderClient(target) as client:
         [streamed] = client.encode(photos[:1])
-        [retained] = client.retain(photos[:1], lease_s=6)
+        [retained] = client.retain(photos[:1], lease_s=2)
         retained_at_s = time.monotonic()
         assert retained.key == streamed.content_key
         assert (retained.grid_thw, retained.rows, retained.width) == (streamed.grid_thw, *streamed.embeddings.shape)
-        fetched = fetch_in_another_process(target, retained.key)
+        fetched = second.fetch(retained.key)
         assert tuple(fetched["grid"]) == streamed.grid_thw
         assert fetched["sum"] == pytest.approx(float(streamed.embeddings.sum()), rel=1e-3)
-        time.sleep(max(0.0, retained_at_s + 6.1 - time.monotonic()))
-    assert fetch_in_another_process(target, retained.key) == {"reason": "KEY_EXPIRED"}
-    assert fetch_in_another_process(target, "0" * 64) == {"reason": "KEY_UNKNOWN"}
+        time.sleep(max(0.0, retained_at_s + 2.1 - time.monotonic()))
+    assert third.fetch(retained.key) == {"reason": "KEY_EXPIRED"}
+    assert fourth.fetch("0" * 64) == {"reason": "KEY_UNKNOWN"}
 
 
 def test_a_retained_answer_has_no_chunks(server, photos: list[Path]) -> None:

@@ -1,6 +1,6 @@
 """Ten minutes of everything at once: memory, threads and files stay where they were.
 
-make test ARGS="-m soak -s"
+make test ARGS="-n 0 -m soak -s"
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ import pytest
 import trustme
 
 from encoder_svc.client import EncoderClient, UnavailableError
+from encoder_svc.config import Config
+from encoder_svc.errors import ConfigError
+from encoder_svc.server.credentials import server_credentials
 from tests.serving import ENVIRONMENT, ServerProcess, command
 
 if TYPE_CHECKING:
@@ -191,16 +194,13 @@ def test_a_server_whose_certificate_has_expired_says_so(
         assert shown(server.target) == first(cert)
 
 
-def refused(*flags: str | Path) -> str:
-    started_s = time.monotonic()
-    done = run("serve", "--port", "0", *flags)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert time.monotonic() - started_s < 10
-    return done.stderr.splitlines()[-1]
+def refused(**options: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        server_credentials(Config(**{option: str(file) for option, file in options.items()}))
+    return str(caught.value)
 
 
-def test_files_that_are_missing_or_do_not_fit_stop_the_start(authority: Authority, tmp_path: Path) -> None:
+def test_files_that_are_missing_or_do_not_fit_are_refused(authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue("server")
     _, other_key = authority.issue("other")
     none = tmp_path / "none"
@@ -208,11 +208,24 @@ def test_files_that_are_missing_or_do_not_fit_stop_the_start(authority: Authorit
     text.write_text("no certificate")
     sealed = tmp_path / "sealed.key"
     subprocess.run(["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:x", "-out", sealed], check=True)
-    pair = ("--tls-cert", cert, "--tls-key", key)
-    assert "needs both --tls-cert and --tls-key" in refused("--tls-cert", cert)
-    assert "needs both --tls-cert and --tls-key" in refused("--tls-client-ca", authority.ca)
-    assert f"--tls-cert {none}: cannot be read (No such file" in refused("--tls-cert", none, "--tls-key", key)
-    assert f"{other_key}: is not the key of the certificate" in refused("--tls-cert", cert, "--tls-key", other_key)
-    assert f"--tls-cert {text}" in refused("--tls-cert", text, "--tls-key", key)
-    assert "is encrypted; give it without a password" in refused("--tls-cert", cert, "--tls-key", sealed)
-    assert f"--tls-client-ca {text}: holds no certificate" in refused(*pair, "--tls-client-ca", text)
+    assert "needs both --tls-cert and --tls-key" in refused(tls_cert=cert)
+    assert "needs both --tls-cert and --tls-key" in refused(tls_client_ca=authority.ca)
+    assert f"--tls-cert {none}: cannot be read (No such file" in refused(tls_cert=none, tls_key=key)
+    assert f"{other_key}: is not the key of the certificate" in refused(tls_cert=cert, tls_key=other_key)
+    assert f"--tls-cert {text}" in refused(tls_cert=text, tls_key=key)
+    assert "is encrypted; give it without a password" in refused(tls_cert=cert, tls_key=sealed)
+    holds_none = refused(tls_cert=cert, tls_key=key, tls_client_ca=text)
+    assert f"--tls-client-ca {text}: holds no certificate" in holds_none
+
+
+def test_such_files_stop_the_start(
+    tiny_checkpoint: Callable[[str], Path], authority: Authority, tmp_path: Path
+) -> None:
+    cert, key = authority.issue("server")
+    files = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca", tmp_path / "none")
+    started_s = time.monotonic()
+    done = run("serve", "--port", "0", "--model", tiny_checkpoint("qwen2_vl"), *files)
+    assert time.monotonic() - started_s < 10
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"--tls-client-ca {tmp_path / 'none'}: cannot be read" in done.stderr.splitlines()[-1]

@@ -218,16 +218,17 @@ async def test_a_server_whose_front_ends_do_not_start_says_so(
 
 
 async def test_one_that_hangs_is_ended_and_another_takes_its_place(
-    inside: Inside, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 0.5)
-    before = inside.pids()
-    os.kill(before[0], signal.SIGSTOP)
-    while before[0] in inside.pids() or len(inside.pids()) < 2:
-        await asyncio.sleep(0.1)
-    assert before[1] in inside.pids()
-    async with client_of(inside) as client:
-        await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
+    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 1.0)
+    async with serving(tiny_checkpoint("qwen2_vl")) as inside:
+        before = inside.pids()
+        os.kill(before[0], signal.SIGSTOP)
+        while before[0] in inside.pids() or len(inside.pids()) < 2:
+            await asyncio.sleep(0.1)
+        assert before[1] in inside.pids()
+        async with client_of(inside) as client:
+            await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
 
 
 async def test_a_drain_does_not_wait_for_one_that_hangs(
