@@ -14,9 +14,16 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
 
-# No sandbox: CI runs as root. The others keep Chromium from calling home.
+# No sandbox: CI runs as root. Docker gives a container 64 MB of /dev/shm. The others keep Chromium from calling home.
 _FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync"),
 )
 

@@ -1,9 +1,10 @@
-"""Programs that some tests drive and that pip does not bring; scripts/install_test_tools.sh installs them."""
+"""What some tests need of the machine: programs that pip does not bring (scripts/install_test_tools.sh does), IPv6."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import pytest
 
@@ -16,3 +17,11 @@ def require(program: str) -> str:
     if os.environ.get("CI_REQUIRE_TOOLS") == "1":
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+def require_ipv6() -> None:
+    """Skips the test where the machine has none, as many a container."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error.strerror}")

@@ -15,6 +15,7 @@ import pytest
 from encoder_svc.errors import ConfigError
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.web import metrics_server
+from tests.tools import require_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +111,7 @@ def test_a_port_that_is_taken_is_refused(serving: int) -> None:
 
 
 def test_it_listens_on_ipv6_where_asked(port: int) -> None:
+    require_ipv6()
     with (
         metrics_server(Metrics().registry, "::1", port),
         socket.create_connection(("::1", port), timeout=10) as connection,

@@ -21,6 +21,7 @@ from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from encoder_svc.client import DeadlineError, EncoderClient, InvalidInputError, UnavailableError
 from tests.ports import free_port
 from tests.serving import ENVIRONMENT, ServerProcess, command, endless
+from tests.tools import require_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,6 +265,7 @@ def test_a_host_that_cannot_be_listened_on_is_refused_with_the_reason(tiny_check
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_an_ipv6_address_is_listened_on(tiny_checkpoint, host: str) -> None:
+    require_ipv6()
     options = ("--host", host, "--metrics-port", "0")
     with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", *options) as serving:
         assert health(serving.target.replace("127.0.0.1", "[::1]")) == SERVING
