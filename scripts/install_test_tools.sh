@@ -21,6 +21,8 @@ give_up() {
 missing=()
 for program in "${!package_of[@]}"; do
     package=${package_of[$program]}
+    # Of Chromium the others will do (tests/browser.py).
+    [ "$program" = chromium ] && { command -v chromium-browser || command -v google-chrome; } >/dev/null && continue
     command -v "$program" >/dev/null || [[ " ${missing[*]} " == *" $package "* ]] || missing+=("$package")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -40,14 +42,21 @@ if [ ! -e "$policy" ]; then
     "${as_root[@]}" chmod +x "$policy"
 fi
 
-log=$(mktemp)
-install() {
-    "${as_root[@]}" apt-get update -qq &&
-        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            "${missing[@]}" "${extra[@]}"
+# A machine that has just started may be without a network for a moment, or have another apt at work.
+apt() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=120 "$@"
 }
-if ! install >"$log" 2>&1; then
-    tail -20 "$log" >&2
-    give_up "apt-get could not install them"
-fi
+install() {
+    apt update && apt install -y --no-install-recommends "${missing[@]}" "${extra[@]}"
+}
+log=$(mktemp)
+for pause_s in 10 30 0; do
+    install >"$log" 2>&1 && break
+    if [ "$pause_s" -eq 0 ]; then
+        tail -20 "$log" >&2
+        give_up "apt-get could not install them"
+    fi
+    sleep "$pause_s"
+done
 rm -f "$log"

@@ -31,7 +31,7 @@ _FLAGS = (
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """While inside, no asyncio code runs in this thread: Playwright's own loop does."""
-    path = require("chromium")
+    path = require("chromium", "chromium-browser", "google-chrome")  # the last two are Ubuntu's and Google's names
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(_FLAGS))
         try:

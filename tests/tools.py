@@ -9,10 +9,12 @@ import socket
 import pytest
 
 
-def require(program: str) -> str:
-    """The path of ``program``. Without it the test is skipped; in CI (``CI_REQUIRE_TOOLS=1``) it fails."""
-    if (path := shutil.which(program)) is not None:
-        return path
+def require(program: str, *others: str) -> str:
+    """The path of ``program``, or of one that does as well. Without any the test is skipped; in CI
+    (``CI_REQUIRE_TOOLS=1``) it fails."""
+    for name in (program, *others):
+        if (path := shutil.which(name)) is not None:
+            return path
     missing = f"{program} is not installed: see scripts/install_test_tools.sh"
     if os.environ.get("CI_REQUIRE_TOOLS") == "1":
         pytest.fail(missing)
