@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
 from typing import TYPE_CHECKING, Final
 
 from encoder_svc.config import kernel_cache_folder, set_unless_set
+from encoder_svc.temporary import make_folder
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -84,7 +84,7 @@ def why_not(folder: Path) -> str | None:
 
 def _private_folder(temporary: ExitStack) -> dict[str, str]:
     try:
-        return {_TRITON: temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-kernels-"))}
+        return {_TRITON: str(make_folder(temporary, "encoder-svc-kernels-"))}
     except OSError as error:
         logger.warning("kernel cache: no temporary folder either (%s): what needs Triton will give way", error.strerror)
         return {}

@@ -7,11 +7,9 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import disable_created_metrics
@@ -33,6 +31,7 @@ from encoder_svc.server.address import bare_host
 from encoder_svc.server.entrance import InProcess
 from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader
+from encoder_svc.temporary import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,8 +242,7 @@ def _model(config: Config, temporary: ExitStack) -> str:
         raise ConfigError(f"--revision {config.revision}: is for hub ids, and there is no --model.")
     from encoder_svc.models.synthetic import make_checkpoint
 
-    folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="encoder-svc-"))
-    model = Path(folder) / "tiny-qwen2_5_vl"
+    model = make_folder(temporary, "encoder-svc-") / "tiny-qwen2_5_vl"
     make_checkpoint(model, family="qwen2_5_vl", vision_only=True)
     logger.warning(
         "NO --model WAS GIVEN. Serving a tiny qwen2_5_vl with RANDOM weights, made just now: its embeddings mean "
