@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How the engine batches, before a device that is pretended: no GPU, no model, the real engine and scheduler.
 
-    python benchmarks/batching.py [--depth 2] [--pack-ms 12] [--pack-image-ms 0.8] [--elsewhere-ms 80] …
+    python benchmarks/batching.py [--depth 3] [--pack-ms 12] [--pack-image-ms 0.8] [--elsewhere-ms 80] …
 
 Callers send one image after the other. Each spends a while elsewhere (being sent, decoded, answered), then waits for
 the engine. The device's thread packs a batch; the device runs one batch after the other, so long for each image. By
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--callers", type=CLIENTS, default=64, metavar="N")
-    parser.add_argument("--depth", type=DEPTH, default=2, metavar="N", help="batches in flight")
+    parser.add_argument("--depth", type=DEPTH, default=3, metavar="N", help="batches in flight")
     parser.add_argument("--max-batch-images", type=IMAGES, default=20, metavar="N")
     parser.add_argument("--pack-ms", type=MILLISECONDS, default=12.0, metavar="MS", help="for a batch")
     parser.add_argument("--pack-image-ms", type=MILLISECONDS, default=0.8, metavar="MS", help="more for each image")
     parser.add_argument("--run-ms", type=MILLISECONDS, default=1.4, metavar="MS")
     parser.add_argument("--run-image-ms", type=MILLISECONDS, default=1.6, metavar="MS")
+    parser.add_argument("--back-ms", type=MILLISECONDS, default=2.0, metavar="MS", help="until a batch is told of")
     parser.add_argument("--elsewhere-ms", type=MILLISECONDS, default=80.0, metavar="MS", help="within 40 %% of it")
     parser.add_argument("--duration", type=SECONDS, default=5.0, metavar="SECONDS")
     parser.add_argument("--rounds", type=ROUNDS, default=3, metavar="N")
@@ -57,6 +58,7 @@ class PretendedDevice:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.depth = arguments.depth
+        self.back_s = arguments.back_ms / 1e3
         self.batches: list[int] = []
         self.busy_s = 0.0
         self._times = arguments
@@ -85,8 +87,11 @@ class PretendedBatch:
         self._device = device
         self._num_images = num_images
 
-    def wait(self) -> BatchResult:
+    def wait_until_computed(self) -> None:
         self._device.run(self._num_images)
+
+    def wait(self) -> BatchResult:
+        time.sleep(self._device.back_s)
         return BatchResult([memoryview(b"rows")] * self._num_images, 0.0, 0.0, 0.0)
 
 

@@ -36,17 +36,20 @@ class BatchResult:
 
 
 class Submitted(Protocol):
-    """A batch that was given to the device."""
+    """A batch that was given to the device. Any thread may wait for it; what the device raised is raised there."""
+
+    def wait_until_computed(self) -> None:
+        """Blocks until the device works on it no longer; its embeddings may still be on their way to the host."""
 
     def wait(self) -> BatchResult:
-        """Blocks until the batch is through. Any thread may call it. Raises what the device raised."""
+        """Blocks until the batch is through."""
 
 
 class Runner(Protocol):
     """A device as the engine sees it.
 
     Attributes:
-        depth: how many batches may be in flight.
+        depth: how many batches may be in flight; see engine/places.py.
         gaps: where short batches may run while a long one does; None where they cannot.
     """
 

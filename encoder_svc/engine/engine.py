@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from encoder_svc.engine.gaps import Job
+from encoder_svc.engine.places import Places
 from encoder_svc.engine.work import (
     Ride,
     Work,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from encoder_svc.engine.device import BatchResult, Runner, Submitted
     from encoder_svc.engine.gaps import LayerGaps
+    from encoder_svc.engine.places import Place
     from encoder_svc.engine.scheduler import Scheduler
     from encoder_svc.engine.work import EncodedItem
     from encoder_svc.images.types import EncoderImage
@@ -69,10 +71,7 @@ class Engine:
         self._clock = clock
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._waiters = ThreadPoolExecutor(max_workers=runner.depth, thread_name_prefix="device-wait")
-        self._free_slots = asyncio.Semaphore(runner.depth)
-        self._nothing_to_submit = asyncio.Event()
-        self._nothing_to_submit.set()
-        self._num_to_submit = 0
+        self._places = Places(runner.depth)
         self._pump: asyncio.Task[None] | None = None
         self._batches: set[asyncio.Task[None]] = set()
         self._largest_running = 0
@@ -115,6 +114,7 @@ class Engine:
         self._scheduler.add(work)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run_until_empty())
+        self._places.look_again()
         self._fill_gap()
         try:
             return await work.result
@@ -134,14 +134,13 @@ class Engine:
 
     async def _run_until_empty(self) -> None:
         while len(self._scheduler):
-            await self._free_slots.acquire()
-            await self._nothing_to_submit.wait()  # what comes meanwhile rides along
+            place = await self._places.take(self._scheduler.has_full_batch)
             batch, expired = self._scheduler.next_batch(self._clock())
             fail_expired(expired)
             if not batch:
-                self._free_slots.release()
+                place.end()
                 continue
-            self._keep(self._run_in_slot(batch))
+            self._keep(self._run_in_place(batch, place))
             await asyncio.sleep(0)  # it begins
 
     def _keep(self, running: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -150,14 +149,14 @@ class Engine:
         task.add_done_callback(self._batches.discard)
         return task
 
-    async def _run_in_slot(self, batch: list[Work]) -> None:
+    async def _run_in_place(self, batch: list[Work], place: Place) -> None:
         self._largest_running = self._gap_patches = max(work.num_patches for work in batch)
         self._fill_gap()
         try:
-            await self._run(batch)
+            await self._run(batch, place.computed)
         finally:
             self._largest_running = 0
-            self._free_slots.release()
+            place.end()
 
     def _fill_gap(self) -> None:
         """Lets what is short beside an image that is being encoded go between its layers, up to that image's length."""
@@ -172,14 +171,19 @@ class Engine:
 
     async def _run_in_gap(self, batch: list[Work], gaps: LayerGaps) -> None:
         try:
-            await self._run(batch, gaps)
+            await self._run(batch, lambda: None, gaps)
         finally:
             self._in_gap = None
             self._fill_gap()
 
-    async def _run(self, batch: list[Work], gaps: LayerGaps | None = None) -> None:
+    async def _run(self, batch: list[Work], computed: Callable[[], None], gaps: LayerGaps | None = None) -> None:
         """Runs a batch and answers its images. One that fails is run again in parts, so that only the images fail that
-        cannot be encoded. ``gaps``: it need not wait for the batch that runs."""
+        cannot be encoded.
+
+        Args:
+            computed: called once the device works on it no longer, while the embeddings are on their way.
+            gaps: it need not wait for the batch that runs.
+        """
         batch = [work for work in batch if not work.result.done()]
         if self.broken.is_set():
             fail_broken(batch)
@@ -193,7 +197,7 @@ class Engine:
         )
         try:
             async with asyncio.timeout(self._watchdog_s if self._watchdog_s < math.inf else None):
-                ride = await self._through_device(batch, gaps)
+                ride = await self._through_device(batch, computed, gaps)
         except TimeoutError:
             ended("hung")
             self._break(f"a batch of {len(batch)} images did not end within {self._watchdog_s:g} s")
@@ -202,41 +206,38 @@ class Engine:
             out_of_memory = self._runner.is_out_of_memory(error)
             ended("out_of_memory" if out_of_memory else "failed")
             if out_of_memory and gaps is not None:
-                await self._run(batch)  # a large image had the memory then: it says nothing of this batch
+                await self._run(batch, computed)  # a large image had the memory then: it says nothing of this batch
             else:
-                await self._recover(batch, error)
+                await self._recover(batch, computed, error)
         else:
             ended(
                 "encoded", busy_s=ride.result.resize_s + ride.result.forward_s, padding_ratio=ride.result.padding_ratio
             )
             finish(batch, ride)
 
-    async def _through_device(self, batch: list[Work], gaps: LayerGaps | None) -> Ride:
+    async def _through_device(self, batch: list[Work], computed: Callable[[], None], gaps: LayerGaps | None) -> Ride:
+        loop = asyncio.get_running_loop()
         job = Job(partial(self._submit, [work.image for work in batch]))
-        self._num_to_submit += 1
-        self._nothing_to_submit.clear()
-        try:
+        with self._places.packing():
             self._device.submit(job)
             if gaps is not None:
                 gaps.offer(job)
             begun_s, submitted = await asyncio.wrap_future(job.future)
-        finally:
-            self._num_to_submit -= 1
-            if not self._num_to_submit:
-                self._nothing_to_submit.set()
-        loop = asyncio.get_running_loop()
-        result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted)
+        computed_there = partial(loop.call_soon_threadsafe, computed)
+        result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted, computed_there)
         return Ride(result, begun_s, ended_s)
 
     def _submit(self, images: list[EncoderImage]) -> tuple[float, Submitted]:
         begun_s = self._clock()
         return begun_s, self._runner.submit(images)
 
-    def _wait(self, submitted: Submitted) -> tuple[BatchResult, float]:
+    def _wait(self, submitted: Submitted, computed: Callable[[], object]) -> tuple[BatchResult, float]:
+        submitted.wait_until_computed()
+        computed()
         result = submitted.wait()
         return result, self._clock()
 
-    async def _recover(self, batch: list[Work], error: Exception) -> None:
+    async def _recover(self, batch: list[Work], computed: Callable[[], None], error: Exception) -> None:
         out_of_memory = self._runner.is_out_of_memory(error)
         patches = sum(work.num_patches for work in batch)
         if out_of_memory:
@@ -253,7 +254,7 @@ class Engine:
                 self._scheduler.max_batch_patches = max(min(self._scheduler.max_batch_patches, patches) // 2, 1)
                 logger.warning("batches hold %d patches at most from now on", self._scheduler.max_batch_patches)
             for part in halves(batch) if out_of_memory else [[work] for work in batch]:
-                await self._run(part)
+                await self._run(part, computed)
         elif out_of_memory:
             fail(batch, Reason.DEVICE_OUT_OF_MEMORY, "The image does not fit the device's free memory.")
         else:

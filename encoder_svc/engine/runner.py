@@ -1,7 +1,7 @@
 """Runs batches on one device: h2d, resize, forward, d2h, each timed by the device's own clock.
 
-On a GPU the three have streams of their own, and a batch is submitted while the one before still runs: its h2d overlaps
-that one's forward, whose d2h overlaps the next forward. On a CPU submitting a batch runs it.
+On a GPU the three have streams of their own, and a batch is submitted while those before it still run: its h2d overlaps
+their forwards, and its forward the d2h of the one before. On a CPU submitting a batch runs it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class DeviceRunner:
         self._output_processor = tower.workflow.load_output_processor()
         self._landing: Landing | None = None
         self._lanes = _Lanes(tower.device) if tower.device.type == "cuda" else None
-        self.depth = 1 if self._lanes is None else 2
+        self.depth = 1 if self._lanes is None else 3
         self.gaps = LayerGaps(tower.encoder) if self._lanes is None else None
 
     @torch.inference_mode()
@@ -201,8 +201,8 @@ class DeviceRunner:
         return _Finished(self._result(batch, parts, finite, device_s, build_s))
 
     def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:
-        # The last is waited for without a core that turns on the spot.
-        marks = [torch.cuda.Event(enable_timing=True, blocking=number == 6) for number in range(7)]
+        # Two are waited for, without a core that turns on the spot.
+        marks = [torch.cuda.Event(enable_timing=True, blocking=number in (4, 6)) for number in range(7)]
         with torch.cuda.stream(lanes.h2d):
             marks[0].record()
             on_device = self.prepare(batch)
@@ -254,6 +254,9 @@ class _DeviceTimes:
 class _Finished:
     result: BatchResult
 
+    def wait_until_computed(self) -> None:
+        return
+
     def wait(self) -> BatchResult:
         return self.result
 
@@ -268,6 +271,9 @@ class _InFlight:
     outputs: list[torch.Tensor]
     finite: torch.Tensor
     marks: list[torch.cuda.Event]
+
+    def wait_until_computed(self) -> None:
+        self.marks[4].synchronize()
 
     def wait(self) -> BatchResult:
         self.marks[-1].synchronize()

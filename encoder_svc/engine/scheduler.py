@@ -109,6 +109,10 @@ class Scheduler(Generic[TicketT]):
         self._bury()
         return True
 
+    def has_full_batch(self) -> bool:
+        """Whether as much waits as one batch may hold."""
+        return self.queued_patches >= self.max_batch_patches or len(self) >= self.max_batch_images
+
     def next_batch(self, now_s: float, at_most_patches: int | None = None) -> tuple[list[TicketT], list[TicketT]]:
         """Takes the next batch off the queue.
 

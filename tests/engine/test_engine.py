@@ -31,6 +31,10 @@ class OutOfMemoryError(Exception):
 @dataclass
 class Submitted:
     finish: Callable[[], BatchResult]
+    computed: threading.Event
+
+    def wait_until_computed(self) -> None:
+        self.computed.wait(10)
 
     def wait(self) -> BatchResult:
         return self.finish()
@@ -54,6 +58,8 @@ class Device:
     def __post_init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.computed = threading.Event()
+        self.computed.set()
 
     def submit(self, images: list[ProcessedImage]) -> Submitted:
         numbers = [number(image) for image in images]
@@ -67,7 +73,7 @@ class Device:
                 [None if n in self.not_finite else memoryview(bytes([n])) for n in numbers], 0.1, 0.2, 0.3
             )
 
-        return Submitted(finish)
+        return Submitted(finish, self.computed)
 
     def is_out_of_memory(self, error: Exception) -> bool:
         return isinstance(error, OutOfMemoryError)
@@ -101,6 +107,15 @@ async def behind_a_gate(running: Engine, device: Device, *numbers: int) -> list:
         await asyncio.sleep(0.001)
     tasks += [asyncio.create_task(running.encode(image(n))) for n in numbers]
     await asyncio.sleep(0.01)
+    return tasks
+
+
+async def behind_two_that_compute(running: Engine, device: Device) -> list:
+    """Images 0 and 1 are on the device, in batches of their own, not computed and not on their way back."""
+    device.computed.clear()
+    tasks = await behind_a_gate(running, device, 1)
+    while len(device.batches) < 2:
+        await asyncio.sleep(0.001)
     return tasks
 
 
@@ -147,17 +162,46 @@ async def test_what_comes_while_a_batch_is_packed_goes_into_one_more() -> None:
 
 
 async def test_a_deep_device_gets_its_next_batch_while_one_runs() -> None:
-    running = engine(device := Device(depth=2))
-    tasks = await behind_a_gate(running, device, 1)
-    while len(device.batches) < 2:
-        await asyncio.sleep(0.001)
+    running = engine(device := Device(depth=3))
+    tasks = await behind_two_that_compute(running, device)
     assert device.batches == [[0], [1]]
     tasks += [asyncio.create_task(running.encode(image(n))) for n in (2, 3)]
     await asyncio.sleep(0.01)
     assert device.batches == [[0], [1]]
     device.gate.set()
+    device.computed.set()
     assert await outcomes(tasks) == [0, 1, 2, 3]
     assert device.batches == [[0], [1], [2, 3]]
+    await running.aclose()
+
+
+async def test_a_full_batch_is_packed_before_one_of_two_is_computed_and_no_fourth() -> None:
+    running = engine(device := Device(depth=3))
+    tasks = await behind_two_that_compute(running, device)
+    tasks += [asyncio.create_task(running.encode(image(n))) for n in range(2, 10)]
+    while len(device.batches) < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    assert device.batches == [[0], [1], [2, 3, 4, 5]]
+    device.gate.set()
+    device.computed.set()
+    assert await outcomes(tasks) == list(range(10))
+    assert device.batches == [[0], [1], [2, 3, 4, 5], [6, 7, 8, 9]]
+    await running.aclose()
+
+
+async def test_what_is_computed_makes_room_while_it_is_on_its_way_back() -> None:
+    running = engine(device := Device(depth=3))
+    tasks = await behind_two_that_compute(running, device)
+    tasks.append(asyncio.create_task(running.encode(image(2))))
+    await asyncio.sleep(0.01)
+    assert device.batches == [[0], [1]]
+    device.computed.set()
+    while len(device.batches) < 3:
+        await asyncio.sleep(0.001)
+    assert not any(task.done() for task in tasks)
+    device.gate.set()
+    assert await outcomes(tasks) == [0, 1, 2]
     await running.aclose()
 
 

@@ -240,8 +240,8 @@ def test_the_budget_holds_pixels_and_the_largest_resize(tiny_checkpoint: Callabl
         runner.warm_up(graph_max_patches=0, memory_fraction=0.5, max_batch_patches=16_384)
         budgets.append(runner.budget)
     plain, with_pixels = budgets
-    assert with_pixels.fixed_bytes - plain.fixed_bytes >= 12 * 2**25
-    assert with_pixels.bytes_per_patch > plain.bytes_per_patch + 2 * 31 * 588
+    assert with_pixels.fixed_bytes >= 12 * 2**25
+    assert with_pixels.bytes_per_patch > plain.bytes_per_patch + 3 * 31 * 588
     images = [process(there, noise(2800, 5600, seed), "device") for seed in range(2)]
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
