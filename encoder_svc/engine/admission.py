@@ -64,6 +64,14 @@ class Load(NamedTuple):
         pending = self.pending_patches + self.expected_patches
         return pending < max_patches and pending + min(expected_patches, max_patches / 2) <= max_patches
 
+    def is_half_empty(self, budgets: Budgets) -> bool:
+        """Whether a request may have its headers read before it is let in: it is unlikely to be refused."""
+        return (
+            self.pending_images <= budgets.max_inflight_images / 2
+            and self.pending_bytes <= budgets.max_inflight_bytes / 2
+            and self.pending_patches + self.expected_patches <= budgets.max_queued_patches / 2
+        )
+
     def queue_full(self, budgets: Budgets, excess: int = 0) -> RequestError:
         """With the time until ``excess`` patches are done; without it, a tenth of what is pending."""
         return self.full(Reason.QUEUE_FULL, "patches", self.pending_patches, budgets.max_queued_patches, excess)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from encoder_svc.cache.store import EmbeddingStore
     from encoder_svc.engine.admission import Admission, Grant
     from encoder_svc.engine.engine import Engine
-    from encoder_svc.server.core import AdmittedRequest, Decoded
+    from encoder_svc.server.core import Decoded
 
 
 class Memory(Protocol):
@@ -68,14 +68,16 @@ class LocalCore:
         self.flights = flights
         self.promises = promises
         self.memory: Memory = Heap()
+        # By the key of an image: who is to encode it, a request and an index, from the reservation until it is done.
+        self.leaders: dict[str, tuple[LocalRequest, int]] = {}
 
     def refusal_at_the_door(self) -> RequestError | None:
         """See :class:`Core`."""
         return self.admission.refusal_at_the_door()
 
-    async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
+    async def admit(self, *, num_images: int, num_bytes: int) -> LocalRequest:
         """See :class:`Core`."""
-        return _LocalRequest(self, self.admission.admit(num_images=num_images, num_bytes=num_bytes))
+        return LocalRequest(self, self.admission.admit(num_images=num_images, num_bytes=num_bytes))
 
     @asynccontextmanager
     async def fetch(self, key: str) -> AsyncIterator[Embeddings]:
@@ -167,7 +169,7 @@ class _ReservedImage:
     num_patches: int
 
 
-class _LocalRequest:
+class LocalRequest:
     """See :class:`AdmittedRequest`. It is also what its images share their turns on the device by."""
 
     def __init__(self, core: LocalCore, grant: Grant) -> None:
@@ -182,7 +184,18 @@ class _LocalRequest:
             self._images.append(_ReservedImage(key, kept, 0 if kept or not key else num_patches))
         costs = [image.num_patches for image in self._images]
         self._grant.reserve(sum(costs), time_remaining_s)
+        for index, image in enumerate(self._images):
+            if image.num_patches and not self._core.flights.in_flight(image.key):
+                self._core.leaders.setdefault(image.key, (self, index))
         return costs
+
+    def leads(self, index: int) -> bool:
+        """Whether this image is decoded for this request, as far as can be said now: nobody else was first."""
+        return self._core.leaders.get(self._images[index].key) == (self, index)
+
+    def _leads_no_more(self, index: int) -> None:
+        if self.leads(index):
+            del self._core.leaders[self._images[index].key]
 
     async def encode(
         self,
@@ -206,7 +219,10 @@ class _LocalRequest:
             return result
 
     def image_done(self, index: int, *, completed: bool) -> None:
+        self._leads_no_more(index)
         self._grant.image_done(self._images[index].num_patches, completed=completed)
 
     def close(self) -> None:
+        for index in range(len(self._images)):
+            self._leads_no_more(index)
         self._grant.close()

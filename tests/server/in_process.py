@@ -44,6 +44,7 @@ def pending(core: LocalCore) -> dict[str, int]:
         "queued": engine.queued_images,
         "queued patches": engine.queued_patches,
         "flights": len(core.flights),
+        "leaders": len(core.leaders),
         "batches": len(engine._batches),
     }
 

@@ -43,3 +43,7 @@ class DoorSignReader:
     def refusal(self) -> RequestError | None:
         """See :meth:`encoder_svc.engine.admission.Load.refusal_at_the_door`."""
         return Load(*self._numbers).refusal_at_the_door(self._budgets)
+
+    def is_half_empty(self) -> bool:
+        """See :meth:`encoder_svc.engine.admission.Load.is_half_empty`."""
+        return Load(*self._numbers).is_half_empty(self._budgets)

@@ -11,9 +11,9 @@ from encoder_svc.server.frontends.described import decoded_of, describe_embeddin
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from encoder_svc.server.core import AdmittedRequest, Decoded, Embeddings
+    from encoder_svc.server.core import Decoded, Embeddings
     from encoder_svc.server.frontends.link import Handler, Link
-    from encoder_svc.server.local_core import LocalCore
+    from encoder_svc.server.local_core import LocalCore, LocalRequest
     from encoder_svc.transport.arena import Arena, ArenaView
 
 
@@ -30,7 +30,7 @@ class Guest:
         self._embeddings = embeddings
         self._images = images
         self._link: Link | None = None
-        self._requests: dict[int, AdmittedRequest] = {}
+        self._requests: dict[int, LocalRequest] = {}
         # What the front end may be reading: it stays where it is, evicted or not.
         self._read: dict[tuple[int, int], Embeddings] = {}
 
@@ -66,8 +66,16 @@ class Guest:
     async def _admit(self, request: int, num_images: int, num_bytes: int) -> None:
         self._requests[request] = await self._core.admit(num_images=num_images, num_bytes=num_bytes)
 
-    async def _reserve(self, request: int, images: list[tuple[str, int]], time_remaining_s: float) -> list[int]:
-        return await self._requests[request].reserve(images, time_remaining_s)
+    async def _reserve(
+        self, request: int, images: list[tuple[str, int]], time_remaining_s: float, num_bytes: int | None
+    ) -> list[tuple[int, bool]]:
+        """What each image costs, and whether to decode it before it is asked for. ``num_bytes``: of a request that was
+        not let in before."""
+        if num_bytes is not None:
+            await self._admit(request, len(images), num_bytes)
+        admitted = self._requests[request]
+        costs = await admitted.reserve(images, time_remaining_s)
+        return [(cost, admitted.leads(index)) for index, cost in enumerate(costs)]
 
     async def _encode(
         self, request: int, index: int, deadline_s: float, since_s: float, lease_s: float | None

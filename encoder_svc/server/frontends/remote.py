@@ -43,8 +43,9 @@ class Placed:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._decodes: dict[tuple[int, int], Decode] = {}
+        self._begun: dict[tuple[int, int], asyncio.Task[tuple[Decoded, AsyncExitStack]]] = {}
         self._placed: dict[tuple[int, int], AsyncExitStack] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[Any]] = set()
 
     def place(self, image: EncoderImage) -> EncoderImage:
         """A copy of an image in the arena. In an image thread, which waits while the arena is full.
@@ -63,13 +64,17 @@ class Placed:
         np.copyto(copy, array)
         return with_array(image, copy)
 
-    def offer(self, request: int, index: int, decode: Decode) -> None:
-        """From now on the image may be asked for."""
+    def offer(self, request: int, index: int, decode: Decode, *, begin: bool) -> None:
+        """From now on the image may be asked for. ``begin``: it will be."""
         self._decodes[request, index] = decode
+        if begin:
+            self._begun[request, index] = asyncio.create_task(_held(decode))
 
     def withdraw(self, request: int, index: int) -> None:
         """Its request is over. What was asked for already stays."""
         self._decodes.pop((request, index), None)
+        if begun := self._begun.pop((request, index), None):
+            self._drop(begun)
 
     def handlers(self) -> dict[str, Handler]:
         """What the device's process asks and tells."""
@@ -79,18 +84,44 @@ class Placed:
         decode = self._decodes.get((request, index))
         if decode is None:
             raise request_error(Reason.CANCELLED, "The request that held the image is over.")
-        async with AsyncExitStack() as held:
-            decoded = await held.enter_async_context(decode())
-            self._placed[request, index] = held.pop_all()
+        begun = self._begun.pop((request, index), None) or asyncio.create_task(_held(decode))
+        try:
+            decoded, self._placed[request, index] = await begun
+        except asyncio.CancelledError:
+            self._drop(begun)
+            raise
         return describe_decoded(decoded, self._arena.offset)
 
     def _decoded_done(self, request: int, index: int) -> None:
         """The device's process has read it, or wants it no more."""
         held = self._placed.pop((request, index), None)
         if held is not None:
-            closing = asyncio.create_task(held.aclose())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._close(held)
+
+    def _drop(self, begun: asyncio.Task[tuple[Decoded, AsyncExitStack]]) -> None:
+        """Gives back what was decoded, or will be, for nobody."""
+
+        def ended(_: object) -> None:
+            if not begun.cancelled() and begun.exception() is None:
+                self._close(begun.result()[1])
+
+        begun.cancel()
+        begun.add_done_callback(ended)
+        self._keep(begun)
+
+    def _close(self, held: AsyncExitStack) -> None:
+        self._keep(asyncio.create_task(held.aclose()))
+
+    def _keep(self, ending: asyncio.Task[Any]) -> None:
+        """The loop holds tasks but weakly."""
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+
+async def _held(decode: Decode) -> tuple[Decoded, AsyncExitStack]:
+    """An image, and what to close once it has been read."""
+    async with AsyncExitStack() as held:
+        return await held.enter_async_context(decode()), held.pop_all()
 
 
 class RemoteCore:
@@ -112,6 +143,10 @@ class RemoteCore:
         return self._door.refusal()
 
     async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
+        """See :class:`encoder_svc.server.core.Core`. While the replica is not half full, the request is let in together
+        with its reservation: a question waits for two busy loops."""
+        if self._door.is_half_empty():
+            return _RemoteRequest(self, self._number(), num_bytes)
         request = _RemoteRequest(self, self._number())
         try:
             await self.link.ask("admit", request=request.number, num_images=num_images, num_bytes=num_bytes)
@@ -139,24 +174,31 @@ class RemoteCore:
 
 
 class _RemoteRequest:
-    """See :class:`encoder_svc.server.core.AdmittedRequest`."""
+    """See :class:`encoder_svc.server.core.AdmittedRequest`. ``num_bytes``: of one that was not let in yet."""
 
-    def __init__(self, core: RemoteCore, number: int) -> None:
+    def __init__(self, core: RemoteCore, number: int, num_bytes: int | None = None) -> None:
         self.number = number
         self._core = core
         self._link = core.link
+        self._num_bytes = num_bytes
+        self._to_decode: list[bool] = []
 
     async def reserve(self, images: Sequence[tuple[str, int]], time_remaining_s: float) -> list[int]:
-        costs: list[int] = await self._link.ask(
-            "reserve", request=self.number, images=images, time_remaining_s=time_remaining_s
+        reserved: list[tuple[int, bool]] = await self._link.ask(
+            "reserve",
+            request=self.number,
+            images=images,
+            time_remaining_s=time_remaining_s,
+            num_bytes=self._num_bytes,
         )
-        return costs
+        self._to_decode = [leads for _, leads in reserved]
+        return [cost for cost, _ in reserved]
 
     async def encode(
         self, index: int, decode: Decode, *, deadline_s: float, since_s: float, lease_s: float | None
     ) -> Encoded:
         placed = self._core.placed
-        placed.offer(self.number, index, decode)
+        placed.offer(self.number, index, decode, begin=self._to_decode[index])
         try:
             told = await self._link.ask(
                 "encode", request=self.number, index=index, deadline_s=deadline_s, since_s=since_s, lease_s=lease_s

@@ -1,0 +1,125 @@
+"""What a front end decodes for the device's process, and when it gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.images.types import GridThw, ProcessedImage
+from encoder_svc.server.core import Decoded
+from encoder_svc.server.frontends.remote import Placed
+from encoder_svc.transport.arena import Arena, new_shared_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Image:
+    """One that is decoded once somebody lets it be."""
+
+    def __init__(self, placed: Placed) -> None:
+        self.num_begun = 0
+        self.is_held = False
+        self.may_end = asyncio.Event()
+        self.error: RequestError | None = None
+        self._placed = placed
+
+    @asynccontextmanager
+    async def decode(self) -> AsyncIterator[Decoded]:
+        self.num_begun += 1
+        self.is_held = True
+        try:
+            await self.may_end.wait()
+            if self.error is not None:
+                raise self.error
+            patches = np.zeros((4, 3, 2, 2), np.uint8)
+            yield Decoded(self._placed.place(ProcessedImage(GridThw(1, 2, 2), patches)), 0.0, 0.0)
+        finally:
+            self.is_held = False
+
+
+@pytest.fixture
+def placed() -> Placed:
+    return Placed(Arena(new_shared_file("images"), 2**16))
+
+
+@pytest.fixture
+def image(placed: Placed) -> Image:
+    return Image(placed)
+
+
+async def turns() -> None:
+    """So many turns of the loop that everything that can happen has."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_will_be_asked_for_is_decoded_before_that_and_once(placed: Placed, image: Image) -> None:
+    placed.offer(1, 0, image.decode, begin=True)
+    await turns()
+    assert image.num_begun == 1
+    image.may_end.set()
+    told = await placed.handlers()["decode"](1, 0)
+    assert told["grid"] == (1, 2, 2)
+    placed.withdraw(1, 0)
+    await turns()
+    assert image.num_begun == 1
+    assert image.is_held
+    placed.handlers()["decoded_done"](1, 0)
+    await turns()
+    assert not image.is_held
+
+
+async def test_what_may_be_asked_for_waits_until_it_is(placed: Placed, image: Image) -> None:
+    image.may_end.set()
+    placed.offer(1, 0, image.decode, begin=False)
+    await turns()
+    assert image.num_begun == 0
+    await placed.handlers()["decode"](1, 0)
+    assert image.num_begun == 1
+
+
+@pytest.mark.parametrize("is_decoded", [True, False])
+async def test_what_nobody_asked_for_is_given_back(placed: Placed, image: Image, is_decoded: bool) -> None:
+    placed.offer(1, 0, image.decode, begin=True)
+    await turns()
+    if is_decoded:
+        image.may_end.set()
+        await turns()
+    assert image.is_held
+    placed.withdraw(1, 0)
+    await turns()
+    assert not image.is_held
+    with pytest.raises(RequestError, match="CANCELLED"):
+        await placed.handlers()["decode"](1, 0)
+
+
+@pytest.mark.parametrize("is_decoded", [True, False])
+async def test_who_asked_and_leaves_holds_nothing(placed: Placed, image: Image, is_decoded: bool) -> None:
+    placed.offer(1, 0, image.decode, begin=True)
+    asking = asyncio.create_task(placed.handlers()["decode"](1, 0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if is_decoded:
+        image.may_end.set()
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    placed.handlers()["decoded_done"](1, 0)
+    await turns()
+    assert not image.is_held
+
+
+async def test_an_image_s_own_fault_reaches_who_asks(placed: Placed, image: Image) -> None:
+    image.error = request_error(Reason.IMAGE_CORRUPT, "Broken.")
+    image.may_end.set()
+    placed.offer(1, 0, image.decode, begin=True)
+    await turns()
+    with pytest.raises(RequestError, match="Broken"):
+        await placed.handlers()["decode"](1, 0)
+    assert not image.is_held
