@@ -104,8 +104,8 @@ def build_batch(images: Sequence[EncoderImage], encoder: VisionEncoder) -> Batch
     return Batch(grids, segments, encoder.build_inputs(grids))
 
 
-def _kind(image: EncoderImage) -> str:
-    return "pixels" if isinstance(image, DecodedImage) else str(image.patches.dtype)
+def _kind(image: EncoderImage) -> object:
+    return "pixels" if isinstance(image, DecodedImage) else image.patches.dtype
 
 
 def _segment(images: Sequence[EncoderImage], encoder: VisionEncoder) -> torch.Tensor | Scattered | Pixels:

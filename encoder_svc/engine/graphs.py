@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 from encoder_svc.attention.base import PackedSequences
@@ -213,8 +214,9 @@ class Graphs:
             return None
         graph = self._graphs[size]
         packed = torch.empty(len(graph.buffer), dtype=torch.uint8, pin_memory=True)
+        plain = packed.numpy()  # with torch's own operations Python's lock would change hands at each of them
         for at, value in zip(graph.slots[1:], _tensors(inputs), strict=True):
-            packed[at] = value.contiguous().view(-1).view(torch.uint8)
+            plain[at] = value.numpy().reshape(-1).view(np.uint8)
         patches_NK = packed[graph.slots[0]].view(size, -1)  # beyond the batch's patches whatever was there
         row, pixels = 0, {}
         for segment in batch.segments:

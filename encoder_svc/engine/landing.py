@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from encoder_svc.transport.arena import Arena
 
 logger = logging.getLogger(__name__)
@@ -54,34 +56,32 @@ class Landing:
         self.locked_bytes = 0
         self._arena = arena
         self._pages = pages
+        self._memory = torch.frombuffer(arena.whole, dtype=torch.uint8)
         self._locking: threading.Thread | None = None
         self._refused = False
         self._lock_beyond(0)
 
-    def land(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """A copy of a device's tensor in a block, on its way when this returns, or None: there is no block now.
+    def land(self, parts: Sequence[torch.Tensor]) -> list[memoryview] | None:
+        """Copies of a device's tensors, each in a block, on their way when this returns; None: there are no blocks now.
 
         What was locked in one step is copied by itself: a copy into the pages of two is not asynchronous, but waits for
         the device.
         """
-        block = self.take(tensor.nbytes)
-        if block is None:
-            return None
-        host, source = torch.frombuffer(block, dtype=torch.uint8), tensor.contiguous().flatten().view(torch.uint8)
-        for part in pieces(self._arena.offset(block), tensor.nbytes, _STEP_BYTES):
-            host[part].copy_(source[part], non_blocking=True)
-        return host.view(tensor.dtype).view(tensor.shape)
+        blocks = self.take([part.nbytes for part in parts])
+        if blocks is not None:
+            copy_bytes(parts, self._memory, [self._arena.offset(block) for block in blocks], _STEP_BYTES)
+        return blocks
 
-    def take(self, num_bytes: int) -> memoryview | None:
-        """A block that the device may write, or None: there is none now. See :meth:`Arena.take`."""
+    def take(self, sizes: Sequence[int]) -> list[memoryview] | None:
+        """Blocks that the device may write, or None: there are none now. See :meth:`Arena.take_all`."""
         try:
-            block = self._arena.take(num_bytes)
+            blocks = self._arena.take_all(sizes)
         except MemoryError:
             return None
-        end = self._arena.offset(block) + num_bytes
-        is_locked = end <= self.locked_bytes
+        end = max(self._arena.offset(block) + block.nbytes for block in blocks)
+        are_locked = end <= self.locked_bytes
         self._lock_beyond(end)
-        return block if is_locked else None
+        return blocks if are_locked else None
 
     def _lock_beyond(self, used: int) -> None:
         end = min(used + _AHEAD_BYTES, self._arena.num_bytes)
@@ -102,6 +102,35 @@ class Landing:
                 return
             self._arena.call_when_freed(partial(self._pages.unlock, address))
             self.locked_bytes = start + size
+
+
+def copy_bytes(
+    parts: Sequence[torch.Tensor], host: torch.Tensor, offsets: Sequence[int], step: int | None = None
+) -> None:
+    """Copies each tensor's bytes to its place, without waiting. Those that are neighbours on both sides go as one: a
+    copy costs the thread that asks for it more than the device.
+
+    Args:
+        host: uint8 [bytes], page-locked.
+        offsets: of each tensor there.
+        step: no copy crosses a multiple of it.
+    """
+    flats = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
+    index = 0
+    while index < len(flats):
+        first, at, size = flats[index], offsets[index], 0
+        storage, address = first.untyped_storage().data_ptr(), first.data_ptr()
+        while (
+            index < len(flats)
+            and offsets[index] == at + size
+            and flats[index].data_ptr() == address + size
+            and flats[index].untyped_storage().data_ptr() == storage
+        ):
+            size += len(flats[index])
+            index += 1
+        source = first.as_strided((size,), (1,))
+        for piece in pieces(at, size, step or at + size):
+            host[at + piece.start : at + piece.stop].copy_(source[piece], non_blocking=True)
 
 
 def pieces(start: int, num_bytes: int, step: int) -> list[slice]:

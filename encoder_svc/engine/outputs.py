@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -21,15 +22,20 @@ def split_by_image(rows: torch.Tensor, grids: Sequence[GridThw], merge_size: int
     return [*rows.split([grid.num_rows(merge_size) for grid in grids])]
 
 
-def finite_bytes(rows: Sequence[torch.Tensor], finite: Sequence[torch.Tensor]) -> list[memoryview | None]:
-    """The bytes of each image's rows, sharing their memory; None where there is NaN or infinity.
+def bytes_of(rows: torch.Tensor) -> memoryview:
+    """The bytes of an image's rows on the host, sharing their memory."""
+    return rows.contiguous().view(torch.uint8).view(-1).numpy().data.toreadonly()
+
+
+def finite_only(
+    embeddings: Sequence[memoryview], finite: torch.Tensor, num_rows: Sequence[int]
+) -> list[memoryview | None]:
+    """The same, None where there is NaN or infinity.
 
     Args:
-        rows: of each image [rows, width], on the host.
-        finite: bool [rows] of each image.
+        finite: bool [rows of all images], on the host.
+        num_rows: of each image.
     """
-    return [_bytes_of(part) if bool(its_finite.all()) else None for part, its_finite in zip(rows, finite, strict=True)]
-
-
-def _bytes_of(rows: torch.Tensor) -> memoryview:
-    return rows.contiguous().view(torch.uint8).view(-1).numpy().data.toreadonly()
+    starts = np.cumsum([0, *num_rows[:-1]])
+    are_finite = np.logical_and.reduceat(finite.numpy(), starts)
+    return [data if is_finite else None for data, is_finite in zip(embeddings, are_finite, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -17,9 +18,9 @@ from encoder_svc.attention.triton_windows import MAX_WINDOW_PATCHES
 from encoder_svc.engine.device import BatchResult
 from encoder_svc.engine.gaps import LayerGaps
 from encoder_svc.engine.graphs import GraphInput, Graphs, bucket_sizes
-from encoder_svc.engine.landing import CudaPages, Landing
+from encoder_svc.engine.landing import CudaPages, Landing, copy_bytes
 from encoder_svc.engine.memory import measure, rehearse
-from encoder_svc.engine.outputs import finite_bytes, split_by_image
+from encoder_svc.engine.outputs import bytes_of, finite_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -198,7 +199,7 @@ class DeviceRunner:
         parts, finite = self._forward(resized, batch.grids)
         forward_s = time.perf_counter() - resized_s - (self.gaps.taken_s - taken_s)
         device_s = _DeviceTimes(resize_s=resized_s - started_s, forward_s=forward_s)
-        return _Finished(self._result(batch, parts, finite, device_s, build_s))
+        return _Finished(self._result(batch, [*map(bytes_of, parts)], finite, device_s, build_s))
 
     def _submit_to_gpu(self, batch: Batch, build_s: float, lanes: _Lanes) -> Submitted:
         # Two are waited for, without a core that turns on the spot.
@@ -217,29 +218,37 @@ class DeviceRunner:
         with torch.cuda.stream(lanes.d2h):
             lanes.d2h.wait_event(marks[4])
             marks[5].record()
-            outputs = [self._to_host(part) for part in parts]
+            outputs = self._to_host(parts)
             finite_on_host = _to_pinned(finite)
             marks[6].record()
         # The tensors on the device are kept until the batch is through, so that no stream finds their memory reused.
         kept = (on_device, parts, finite)
         return _InFlight(self, batch, build_s, on_device.padding_ratio, kept, outputs, finite_on_host, marks)
 
-    def _to_host(self, part: torch.Tensor) -> torch.Tensor:
-        """A copy of an image's rows in page-locked memory, on its way when this returns."""
-        landed = None if self._landing is None else self._landing.land(part)
-        return _to_pinned(part) if landed is None else landed
+    def _to_host(self, parts: list[torch.Tensor]) -> list[memoryview]:
+        """A copy of each image's rows in page-locked memory, on its way when this returns."""
+        landed = None if self._landing is None else self._landing.land(parts)
+        if landed is not None:
+            return [block.toreadonly() for block in landed]
+        ends = [*accumulate(part.nbytes for part in parts)]
+        host = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+        starts = [0, *ends[:-1]]
+        copy_bytes(parts, host, starts)
+        data = host.numpy().data.toreadonly()
+        return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _result(
         self,
         batch: Batch,
-        parts: list[torch.Tensor],
+        embeddings: Sequence[memoryview],
         finite: torch.Tensor,
         device_s: _DeviceTimes,
         build_s: float,
     ) -> BatchResult:
         started_s = time.perf_counter()
-        embeddings = finite_bytes(parts, split_by_image(finite, batch.grids, self._tower.settings.merge_size))
-        return BatchResult(embeddings, **asdict(device_s), build_s=build_s, split_s=time.perf_counter() - started_s)
+        num_rows = [grid.num_rows(self._tower.settings.merge_size) for grid in batch.grids]
+        only = finite_only(embeddings, finite, num_rows)
+        return BatchResult(only, **asdict(device_s), build_s=build_s, split_s=time.perf_counter() - started_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,7 +277,7 @@ class _InFlight:
     build_s: float
     padding_ratio: float
     kept: tuple[object, ...]
-    outputs: list[torch.Tensor]
+    outputs: list[memoryview]
     finite: torch.Tensor
     marks: list[torch.cuda.Event]
 

@@ -9,12 +9,13 @@ import time
 import weakref
 from bisect import bisect_left
 from collections import deque
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Of a cache line, so that no block begins in another's.
 _ALIGNMENT: Final = 64
@@ -24,6 +25,10 @@ _LOOK_AGAIN_S: Final = 0.002
 def new_shared_file(name: str) -> int:
     """A file without a place, of no size yet, which other processes may be given; its descriptor."""
     return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-max(num_bytes, 1) // _ALIGNMENT) * _ALIGNMENT
 
 
 class Arena:
@@ -39,6 +44,7 @@ class Arena:
     def __init__(self, file: int, num_bytes: int) -> None:
         os.ftruncate(file, num_bytes)
         self._bytes = np.frombuffer(mmap.mmap(file, num_bytes), np.uint8)
+        self._address: int = self._bytes.ctypes.data
         self._free = FreeList(num_bytes)
         self._lock = threading.Lock()
         # By the collector, in any thread and anywhere: so it takes no lock.
@@ -50,10 +56,14 @@ class Arena:
         return len(self._bytes)
 
     @property
+    def whole(self) -> memoryview:
+        """All of it, to be written where a block is."""
+        return self._bytes.data
+
+    @property
     def address(self) -> int:
         """Where it begins in this process's memory."""
-        address: int = self._bytes.ctypes.data
-        return address
+        return self._address
 
     def call_when_freed(self, call: Callable[[], object]) -> None:
         """Before its memory is given back: when nothing refers to it, nor to a block of it."""
@@ -75,14 +85,28 @@ class Arena:
         Raises:
             MemoryError: there is no room.
         """
-        size = -(-max(num_bytes, 1) // _ALIGNMENT) * _ALIGNMENT
         ends_s = time.monotonic() + wait_s
-        while (start := self._find(size)) is None:
+        while (start := self._find(_aligned(num_bytes))) is None:
             if time.monotonic() >= ends_s:
                 raise MemoryError(f"{num_bytes} bytes do not fit in an arena of {self.num_bytes}")
             time.sleep(_LOOK_AGAIN_S)
+        return self._block(start, num_bytes)
+
+    def take_all(self, sizes: Sequence[int]) -> list[memoryview]:
+        """Several blocks at once, each free again by itself: one behind the other, where there is room for that.
+
+        Raises:
+            MemoryError: there is no room.
+        """
+        start = self._find(sum(map(_aligned, sizes)))
+        if start is None:
+            return [self.take(size) for size in sizes]
+        starts = accumulate(map(_aligned, sizes[:-1]), initial=start)
+        return [self._block(at, size) for at, size in zip(starts, sizes, strict=True)]
+
+    def _block(self, start: int, num_bytes: int) -> memoryview:
         block = self._bytes[start : start + num_bytes]
-        weakref.finalize(block, self._returned.append, (start, size)).atexit = False
+        weakref.finalize(block, self._returned.append, (start, _aligned(num_bytes))).atexit = False
         return block.data
 
     def holds(self, data: memoryview) -> bool:
@@ -108,7 +132,7 @@ class Arena:
     def _distance(self, data: memoryview) -> int:
         """From this arena's beginning to that of any bytes of this process."""
         address: int = np.frombuffer(data, np.uint8).ctypes.data
-        return address - self.address
+        return address - self._address
 
     def _find(self, size: int) -> int | None:
         with self._lock:

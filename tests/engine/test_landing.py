@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from encoder_svc.engine import landing as module
-from encoder_svc.engine.landing import CudaPages, Landing, pieces
+from encoder_svc.engine.landing import CudaPages, Landing, copy_bytes, pieces
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.images.types import GridThw, ProcessedImage
 from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
@@ -62,8 +62,8 @@ def test_nothing_lands_where_pages_are_not_locked_yet(arena: Arena) -> None:
     locks = Locks()
     locks.go_on.clear()
     landing = Landing(arena, locks)
-    assert landing.take(100) is None
-    assert landing.take(100) is None
+    assert landing.take([100]) is None
+    assert landing.take([100]) is None
     assert arena.taken_bytes == 0
     locks.go_on.set()
     until(lambda: landing.locked_bytes == STEP)
@@ -72,22 +72,22 @@ def test_nothing_lands_where_pages_are_not_locked_yet(arena: Arena) -> None:
 
 def test_what_is_locked_is_dealt_out(arena: Arena) -> None:
     landing = Landing(arena, Locks())
-    landing.take(100)
+    landing.take([100])
     until(lambda: landing.locked_bytes == STEP)
-    block = landing.take(STEP)
-    assert block is not None
-    assert arena.holds(block)
-    assert arena.offset(block) == 0
+    blocks = landing.take([STEP // 2, STEP // 2])
+    assert blocks is not None
+    assert all(map(arena.holds, blocks))
+    assert [arena.offset(block) for block in blocks] == [0, STEP // 2]
 
 
 def test_more_is_locked_as_more_is_used(arena: Arena) -> None:
     locks = Locks()
     landing = Landing(arena, locks)
     kept = arena.take(3 * STEP - 64)
-    assert landing.take(100) is None  # past the third step
+    assert landing.take([100]) is None  # past the third step
     until(lambda: landing.locked_bytes == 4 * STEP)
     assert [size for _, size in locks.pages] == [STEP] * 4
-    assert landing.take(100) is not None
+    assert landing.take([100]) is not None
     assert len(kept) == 3 * STEP - 64
 
 
@@ -95,7 +95,7 @@ def test_more_is_locked_than_is_used(arena: Arena, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "_AHEAD_BYTES", STEP)
     landing = Landing(arena, Locks())
     until(lambda: landing.locked_bytes == STEP)  # though nothing is used
-    kept = landing.take(64)
+    kept = landing.take([64])
     assert kept is not None
     until(lambda: landing.locked_bytes == 2 * STEP)
 
@@ -115,28 +115,62 @@ def test_a_tensor_lands_across_steps(arena: Arena, dtype: torch.dtype) -> None:
     landing = Landing(arena, Locks())
     kept = arena.take(STEP // 2)
     rows = torch.randn(STEP // 128, 80).to(dtype)[:, :64]  # no view of whole memory
-    until(lambda: landing.land(rows) is not None)
-    landed = landing.land(rows)
+    until(lambda: landing.land([rows]) is not None)
+    landed = landing.land([rows])
     assert landed is not None
-    assert torch.equal(landed, rows)
-    assert landed.dtype is dtype
-    assert arena.offset(memoryview(landed.view(torch.uint8).numpy()).cast("B")) == len(kept)
+    assert torch.equal(torch.frombuffer(landed[0], dtype=dtype).view(rows.shape), rows)
+    assert arena.offset(landed[0]) == len(kept)
+
+
+@pytest.mark.parametrize("width", [32, 24, 3], ids=["of whole blocks", "of parts of blocks", "of odd bytes"])
+@pytest.mark.parametrize("are_neighbours", [True, False])
+def test_tensors_land_each_in_a_block_of_its_own(arena: Arena, width: int, are_neighbours: bool) -> None:
+    landing = Landing(arena, Locks())
+    parts = list(torch.randint(0, 255, (700, width), dtype=torch.uint8).split([100, 200, 50, 350]))
+    if not are_neighbours:
+        parts = [parts[0], parts[2], parts[1].clone(), parts[3].t()]
+    until(lambda: landing.land(parts) is not None)
+    kept = arena.take(64)
+    landed = landing.land(parts)
+    assert landed is not None
+    assert [bytes(block) for block in landed] == [part.contiguous().numpy().tobytes() for part in parts]
+    del landed[1:]
+    assert arena.taken_bytes == 64 + -(-parts[0].nbytes // 64) * 64
+    assert len(kept) == 64
+
+
+def test_neighbours_are_copied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    copy = torch.Tensor.copy_
+
+    def counted(self: torch.Tensor, source: torch.Tensor, **how: bool) -> torch.Tensor:
+        copies.append(len(source))
+        return copy(self, source, **how)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    first, second, third = torch.arange(96, dtype=torch.uint8).split([32, 48, 16])
+    host = torch.zeros(200, dtype=torch.uint8)
+    copy_bytes([first, second, third], host, [0, 32, 100])
+    assert copies == [80, 16]
+    assert host[:80].tolist() == list(range(80))
+    assert host[100:116].tolist() == list(range(80, 96))
+    assert not host[116:].any()
 
 
 def test_the_last_step_ends_with_the_arena(arena: Arena) -> None:
     locks = Locks()
     landing = Landing(arena, locks)
-    assert landing.take(arena.num_bytes) is None
+    assert landing.take([arena.num_bytes]) is None
     until(lambda: landing.locked_bytes == arena.num_bytes)
     assert locks.pages[-1] == (arena.address + 4 * STEP, 4096)
-    assert landing.take(arena.num_bytes) is not None
+    assert landing.take([arena.num_bytes]) is not None
 
 
 def test_pages_are_unlocked_before_an_arena_s_memory_is_given_back() -> None:
     file, locks = new_shared_file("test"), Locks()
     arena = Arena(file, STEP)
     landing = Landing(arena, locks)
-    while (block := landing.take(100)) is None:
+    while (block := landing.take([100])) is None:
         time.sleep(0.005)
     del arena, landing
     assert len(locks.pages) == 1
@@ -147,7 +181,7 @@ def test_pages_are_unlocked_before_an_arena_s_memory_is_given_back() -> None:
 
 def test_a_full_arena_has_no_block(arena: Arena) -> None:
     held = arena.take(arena.num_bytes)
-    assert Landing(arena, Locks()).take(64) is None
+    assert Landing(arena, Locks()).take([64]) is None
     assert len(held) == arena.num_bytes
 
 
@@ -161,10 +195,10 @@ def test_a_refusal_is_said_once_and_asked_for_once(arena: Arena, caplog: pytest.
 
     landing = Landing(arena, Refusing())
     with caplog.at_level(logging.WARNING):
-        assert landing.take(100) is None
+        assert landing.take([100]) is None
         until(lambda: "cannot be locked: operation not supported" in caplog.text)
         until(lambda: not any(thread.name == "page-lock" for thread in threading.enumerate()))
-        assert landing.take(100) is None
+        assert landing.take([100]) is None
     assert len(asked) == 1
 
 
@@ -198,14 +232,14 @@ def test_nobody_waits_for_a_copy_across_steps(arena: Arena) -> None:
     landing = Landing(arena, CudaPages(torch.device("cuda")))
     kept = arena.take(STEP // 2)
     rows = torch.randn(STEP // 128, 64, device="cuda")
-    until(lambda: landing.land(rows) is not None)
+    until(lambda: landing.land([rows]) is not None)
     torch.cuda.synchronize()
     torch.cuda._sleep(10**9)  # half a second
-    landed = landing.land(rows)
+    landed = landing.land([rows])
     event = torch.cuda.Event()
     event.record()
     assert not event.query()
     event.synchronize()
     assert landed is not None
-    assert torch.equal(landed, rows.cpu())
+    assert torch.equal(torch.frombuffer(landed[0], dtype=torch.float32).view(rows.shape), rows.cpu())
     assert len(kept) == STEP // 2

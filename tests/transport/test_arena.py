@@ -83,6 +83,25 @@ def test_an_array_of_a_block_keeps_it(arena: Arena) -> None:
     arena.take(SIZE)
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_several_blocks_are_neighbours_where_there_is_room_for_that(arena: Arena, is_whole: bool) -> None:
+    kept = [arena.take(SIZE // 4) for _ in range(4)]
+    del kept[1 if is_whole else slice(1, 4, 2)], kept[1 if is_whole else slice(0, 0)]
+    blocks = arena.take_all([100, SIZE // 4])
+    offsets = [arena.offset(block) for block in blocks]
+    assert offsets == ([1024, 1152] if is_whole else [1024, 3072])
+    assert [block.nbytes for block in blocks] == [100, SIZE // 4]
+    del blocks[0]
+    assert arena.taken_bytes == SIZE // 4 + sum(block.nbytes for block in kept)
+
+
+def test_several_blocks_are_had_or_none(arena: Arena) -> None:
+    held = arena.take(64)
+    with pytest.raises(MemoryError):
+        arena.take_all([SIZE // 2, SIZE // 2])
+    assert arena.taken_bytes == held.nbytes
+
+
 def test_who_waits_gets_what_becomes_free(arena: Arena) -> None:
     held = [arena.take(SIZE)]
     threading.Timer(0.2, held.clear).start()
