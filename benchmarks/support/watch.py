@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from types import TracebackType
 
-_INTERVAL_S: Final = 0.25
+# A scrape takes Python's lock from whoever serves, for some milliseconds.
+_INTERVAL_S: Final = 1.0
 # After the first image, and before the last: callers start and end.
 _EDGE_S: Final = 1.0
 _CPU_STAGES: Final = ("admission", "decode", "resize", "build", "collect", "send")

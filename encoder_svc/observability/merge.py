@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.samples import Exemplar, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
 # Of one process each, and of no meaning as a sum.
 _NOT_ADDED: Final = ("process_start_time_seconds", "process_max_fds", "python_info")
 _ONLY_GROW: Final = ("_total", "_bucket", "_count", "_sum")
+_PAUSE_S: Final = 0.0002
 
 Counted = dict[tuple[str, tuple[tuple[str, str], ...]], Sample]
 """Samples by name and labels."""
 
 
-def portable(registry: CollectorRegistry) -> list[list[Any]]:
-    """A process's samples, fit for JSON."""
-    return [
-        [sample.name, sample.labels, sample.value, sample.exemplar and _exemplar_fields(sample.exemplar)]
-        for metric in registry.collect()
-        for sample in metric.samples
-        if sample.name not in _NOT_ADDED
-    ]
+def give_way() -> None:
+    """Lets other threads have Python's lock: a scrape is long work of many small pieces, and nobody's hurry. To sleep
+    for no time at all would take the lock again before they wake."""
+    time.sleep(_PAUSE_S)
 
 
-def counted(fields: Iterable[list[Any]]) -> Counted:
+def portable(registry: CollectorRegistry) -> str:
+    """A process's samples, to be sent: what adds nothing to a sum is left out. In a thread."""
+    fields: list[list[Any]] = []
+    for metric in registry.collect():
+        give_way()
+        seen = {_unbounded(sample) for sample in metric.samples if sample.name.endswith("_count") and sample.value}
+        fields += (
+            [sample.name, sample.labels, sample.value, sample.exemplar and _exemplar_fields(sample.exemplar)]
+            for sample in metric.samples
+            if sample.name not in _NOT_ADDED
+            and (_unbounded(sample) in seen if metric.type == "histogram" else sample.value)
+        )
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _unbounded(sample: Sample) -> tuple[str, ...]:
+    """A series of a histogram, whichever of its samples it is."""
+    return tuple(value for name, value in sorted(sample.labels.items()) if name != "le")
+
+
+def counted(said: str) -> Counted:
     """What :func:`portable` made."""
     samples = (
-        Sample(name, labels, value, None, exemplar and Exemplar(*exemplar)) for name, labels, value, exemplar in fields
+        Sample(name, labels, value, None, exemplar and Exemplar(*exemplar))
+        for name, labels, value, exemplar in json.loads(said)
     )
     return {_identity(sample): sample for sample in samples}
 
@@ -57,18 +77,26 @@ class MergedRegistry:
         others: gives that; called in the scrape's thread.
     """
 
-    def __init__(self, own: CollectorRegistry, others: Callable[[], Counted]) -> None:
+    def __init__(self, own: Collector, others: Callable[[], Counted] = dict) -> None:
         self._own = own
         self._others = others
 
+    def restricted_registry(self, names: Iterable[str]) -> MergedRegistry:
+        """See prometheus_client.registry.CollectorRegistry: for a scrape of some metrics alone."""
+        assert isinstance(self._own, CollectorRegistry)
+        return MergedRegistry(self._own.restricted_registry(names), self._others)
+
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client.registry.Collector."""
-        others = self._others()
+        others: dict[str, Counted] = {}
+        for identity, sample in self._others().items():
+            others.setdefault(identity[0], {})[identity] = sample
         for metric in self._own.collect():
+            give_way()
             merged = Metric(metric.name, metric.documentation, metric.type, metric.unit)
             own: Counted = {_identity(sample): sample for sample in metric.samples}
-            names = {sample.name for sample in metric.samples} or {metric.name, f"{metric.name}_total"}
-            add(own, {identity: sample for identity, sample in others.items() if identity[0] in names})
+            for name in {sample.name for sample in metric.samples} or {metric.name, f"{metric.name}_total"}:
+                add(own, others.get(name, {}))
             merged.samples = list(own.values())
             yield merged
 

@@ -35,7 +35,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._others: Callable[[], Counted] | None = None
+        self._others: Callable[[], Counted] = dict
         self._state = _State()
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
@@ -117,9 +117,9 @@ class Metrics:
         """What other processes of this server counted is added at every scrape, in its thread."""
         self._others = others
 
-    def scraped(self) -> CollectorRegistry | MergedRegistry:
+    def scraped(self) -> MergedRegistry:
         """The whole server's."""
-        return self.registry if self._others is None else MergedRegistry(self.registry, self._others)
+        return MergedRegistry(self.registry, self._others)
 
     def _counter(self, name: str) -> Counter:
         metric = METRICS[name]

@@ -21,7 +21,7 @@ STAGE = {"stage": "decode"}
 
 
 def over_a_link(metrics: Metrics) -> Counted:
-    return counted(json.loads(json.dumps(portable(metrics.registry))))
+    return counted(portable(metrics.registry))
 
 
 def values(metrics: Metrics) -> dict[str, float]:
@@ -100,9 +100,26 @@ def test_exemplars_stay(whole: Metrics) -> None:
     assert f'trace_id="{2:032x}"' in text
 
 
-def test_of_a_process_that_is_gone_only_what_grows_stays(whole: Metrics) -> None:
-    left = what_only_grows(over_a_link(whole))
-    names = {name for name, _ in left}
-    assert "encoder_images_total" in names
-    assert "encoder_stage_duration_seconds_bucket" in names
+def test_of_a_process_that_is_gone_only_what_grows_stays() -> None:
+    gone = Metrics()
+    gone.image_ended("encoded", Stages(decode_s=0.01))
+    gone.read_at_scrape({"encoder_requests_running": lambda: 1.0, "encoder_ready": lambda: True})
+    names = {name for name, _ in what_only_grows(over_a_link(gone))}
+    assert {"encoder_images_total", "encoder_stage_duration_seconds_bucket"} <= names
     assert not names & {"encoder_requests_running", "encoder_ready", "process_resident_memory_bytes"}
+
+
+def test_what_adds_nothing_is_not_sent() -> None:
+    other = Metrics()
+    other.image_ended("encoded", Stages(decode_s=0.01))
+    sent = {_name(name, dict(labels)) for name, labels in over_a_link(other)}
+    assert _name("encoder_images_total", {"outcome": "encoded"}) in sent
+    assert _name("encoder_images_total", {"outcome": "cached"}) not in sent
+    assert _name("encoder_stage_duration_seconds_count", {"stage": "forward"}) not in sent
+    # Of a histogram that has something all buckets, so that none is missing in the sum.
+    assert _name("encoder_stage_duration_seconds_bucket", STAGE | {"le": "0.001"}) in sent
+
+
+def test_a_scrape_of_some_metrics_is_a_sum_too(whole: Metrics) -> None:
+    text = generate_latest(whole.scraped().restricted_registry(["encoder_requests_running"])).decode()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == ["encoder_requests_running 5.0"]

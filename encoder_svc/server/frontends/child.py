@@ -48,7 +48,7 @@ class FrontEnd:
         self.has_begun = False
         self._opened_s = math.inf
         self.ended = asyncio.Event()
-        self.counted: Counted = {}
+        self._counted = "[]"
         self._process = process
         self._images = images
         self._handlers: dict[str, Handler] = {}
@@ -163,10 +163,15 @@ class FrontEnd:
         self._opened_s = time.monotonic()
 
     async def count(self) -> None:
+        """Asks what it has counted."""
         try:
-            self.counted = counted(await self._ask("count"))
+            self._counted = await self._ask("count")
         except RequestError:
             return  # it just ended; what it last said stays
+
+    def counted(self) -> Counted:
+        """What it last said that it has. Takes a while, and may be called in any thread."""
+        return counted(self._counted)
 
     async def drain(self, refusal: RequestError, seconds: float, hurry: asyncio.Event) -> int:
         """See :meth:`FrontEnds.drain`. Of one that hangs all requests are cut short."""

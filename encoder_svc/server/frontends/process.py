@@ -115,8 +115,8 @@ class _FrontEnd:
     async def _alive(self) -> None:
         """That this is answered says it."""
 
-    async def _count(self) -> list[list[Any]]:
-        return portable(self._metrics.registry)
+    async def _count(self) -> str:
+        return await asyncio.to_thread(portable, self._metrics.registry)
 
     async def _drain(self, reason: str, message: str, seconds: float) -> int:
         assert self._front is not None

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from encoder_svc.errors import ConfigError, RequestError
-from encoder_svc.observability.merge import Counted, add, what_only_grows
+from encoder_svc.observability.merge import Counted, add, give_way, what_only_grows
 from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.frontends.child import YOUNG_S, FrontEnd
@@ -127,7 +127,8 @@ class FrontEnds:
             except TimeoutError:
                 counting.cancel()
         for front_end in front_ends:
-            add(total, front_end.counted)
+            give_way()
+            add(total, front_end.counted())
         return total
 
     async def _count_all(self, front_ends: list[FrontEnd]) -> None:
@@ -162,7 +163,7 @@ class FrontEnds:
                     return
                 logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
                 self._running[place] = None
-                add(self._gone, what_only_grows(front_end.counted))
+                add(self._gone, what_only_grows(front_end.counted()))
                 leaving = asyncio.create_task(front_end.leave_none_behind())
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
