@@ -6,13 +6,13 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.samples import Exemplar, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from prometheus_client.registry import Collector
+    from prometheus_client import CollectorRegistry
 
 # Of one process each, and of no meaning as a sum.
 _NOT_ADDED: Final = ("process_start_time_seconds", "process_max_fds", "python_info")
@@ -75,16 +75,19 @@ class MergedRegistry:
 
     Args:
         others: gives that; called in the scrape's thread.
+        names: of the samples that are wanted; all, unless given.
     """
 
-    def __init__(self, own: Collector, others: Callable[[], Counted] = dict) -> None:
+    def __init__(
+        self, own: CollectorRegistry, others: Callable[[], Counted] = dict, names: Iterable[str] | None = None
+    ) -> None:
         self._own = own
         self._others = others
+        self._names = None if names is None else frozenset(names)
 
     def restricted_registry(self, names: Iterable[str]) -> MergedRegistry:
-        """See prometheus_client.registry.CollectorRegistry: for a scrape of some metrics alone."""
-        assert isinstance(self._own, CollectorRegistry)
-        return MergedRegistry(self._own.restricted_registry(names), self._others)
+        """See prometheus_client.registry.CollectorRegistry: for a scrape of some samples alone."""
+        return MergedRegistry(self._own, self._others, names)
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client.registry.Collector."""
@@ -97,8 +100,9 @@ class MergedRegistry:
             own: Counted = {_identity(sample): sample for sample in metric.samples}
             for name in {sample.name for sample in metric.samples} or {metric.name, f"{metric.name}_total"}:
                 add(own, others.get(name, {}))
-            merged.samples = list(own.values())
-            yield merged
+            merged.samples = [s for s in own.values() if self._names is None or s.name in self._names]
+            if merged.samples or self._names is None:
+                yield merged
 
 
 def _identity(sample: Sample) -> tuple[str, tuple[tuple[str, str], ...]]:
