@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +194,8 @@ async def test_front_ends_that_do_not_stay_end_the_server(
     async with serving(tiny_checkpoint("qwen2_vl"), exit_code=5) as inside:
         while not inside.front_ends.has_failed:
             for pid in inside.pids():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # reaped already, and not yet missed
+                    os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.05)
 
 
