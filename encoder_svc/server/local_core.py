@@ -193,6 +193,10 @@ class LocalRequest:
         """Whether this image is decoded for this request, as far as can be said now: nobody else was first."""
         return self._core.leaders.get(self._images[index].key) == (self, index)
 
+    def joins(self, index: int) -> bool:
+        """Whether another encodes this image at the moment, so that it need not be decoded now."""
+        return self._core.flights.in_flight(self._images[index].key)
+
     def _leads_no_more(self, index: int) -> None:
         if self.leads(index):
             del self._core.leaders[self._images[index].key]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from encoder_svc.errors import Reason, RequestError, request_error
 from tests.server.in_process import Inside, pending, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from encoder_svc.server.core import Decoded
 
 
 @pytest.fixture
@@ -31,5 +37,31 @@ async def test_the_first_that_reserved_an_image_leads_until_it_is_done(inside: I
     await third.reserve([("a", 4)], math.inf)
     assert third.leads(0)
     for request in (first, second, third):
+        request.close()
+    assert not any(pending(inside.core).values())
+
+
+async def test_who_comes_second_joins_whoever_encodes(inside: Inside) -> None:
+    first, second = [await inside.core.admit(num_images=1, num_bytes=10) for _ in range(2)]
+    for request in (first, second):
+        await request.reserve([("a", 4)], math.inf)
+    assert not first.joins(0)
+    may_end = asyncio.Event()
+
+    @asynccontextmanager
+    async def never() -> AsyncIterator[Decoded]:
+        await may_end.wait()
+        raise request_error(Reason.IMAGE_CORRUPT, "Broken.")
+        yield
+
+    encoding = asyncio.create_task(second.encode(0, never, deadline_s=math.inf, since_s=time.monotonic(), lease_s=None))
+    await asyncio.sleep(0)
+    assert first.leads(0)
+    assert first.joins(0)
+    may_end.set()
+    with pytest.raises(RequestError, match="Broken"):
+        await encoding
+    assert not first.joins(0)
+    for request in (first, second):
         request.close()
     assert not any(pending(inside.core).values())

@@ -80,7 +80,12 @@ class Guest:
     async def _encode(
         self, request: int, index: int, deadline_s: float, since_s: float, lease_s: float | None
     ) -> dict[str, Any]:
-        encoded = await self._requests[request].encode(
+        assert self._link is not None
+        admitted = self._requests[request]
+        if admitted.joins(index):
+            # It came first, and another was quicker, who may wait for the room that this image is decoded in.
+            self._link.tell("decode_later", request=request, index=index)
+        encoded = await admitted.encode(
             index, partial(self._decoded, request, index), deadline_s=deadline_s, since_s=since_s, lease_s=lease_s
         )
         self._read[request, index] = encoded.embeddings

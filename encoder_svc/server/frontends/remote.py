@@ -65,7 +65,7 @@ class Placed:
         return with_array(image, copy)
 
     def offer(self, request: int, index: int, decode: Decode, *, begin: bool) -> None:
-        """From now on the image may be asked for. ``begin``: it will be."""
+        """From now on the image may be asked for. ``begin``: it most likely will be."""
         self._decodes[request, index] = decode
         if begin:
             self._begun[request, index] = asyncio.create_task(_held(decode))
@@ -73,12 +73,11 @@ class Placed:
     def withdraw(self, request: int, index: int) -> None:
         """Its request is over. What was asked for already stays."""
         self._decodes.pop((request, index), None)
-        if begun := self._begun.pop((request, index), None):
-            self._drop(begun)
+        self._decode_later(request, index)
 
     def handlers(self) -> dict[str, Handler]:
         """What the device's process asks and tells."""
-        return {"decode": self._decode, "decoded_done": self._decoded_done}
+        return {"decode": self._decode, "decode_later": self._decode_later, "decoded_done": self._decoded_done}
 
     async def _decode(self, request: int, index: int) -> dict[str, Any]:
         decode = self._decodes.get((request, index))
@@ -91,6 +90,11 @@ class Placed:
             self._drop(begun)
             raise
         return describe_decoded(decoded, self._arena.offset)
+
+    def _decode_later(self, request: int, index: int) -> None:
+        """It may still be asked for, but is not to be decoded now."""
+        if begun := self._begun.pop((request, index), None):
+            self._drop(begun)
 
     def _decoded_done(self, request: int, index: int) -> None:
         """The device's process has read it, or wants it no more."""

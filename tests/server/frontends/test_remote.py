@@ -99,6 +99,20 @@ async def test_what_nobody_asked_for_is_given_back(placed: Placed, image: Image,
         await placed.handlers()["decode"](1, 0)
 
 
+async def test_what_another_encodes_gives_its_room_back_and_may_be_asked_for_later(
+    placed: Placed, image: Image
+) -> None:
+    image.may_end.set()
+    placed.offer(1, 0, image.decode, begin=True)
+    await turns()
+    assert image.is_held
+    placed.handlers()["decode_later"](1, 0)
+    await turns()
+    assert not image.is_held
+    await placed.handlers()["decode"](1, 0)
+    assert image.num_begun == 2
+
+
 @pytest.mark.parametrize("is_decoded", [True, False])
 async def test_who_asked_and_leaves_holds_nothing(placed: Placed, image: Image, is_decoded: bool) -> None:
     placed.offer(1, 0, image.decode, begin=True)
