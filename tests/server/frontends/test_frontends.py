@@ -168,7 +168,8 @@ async def test_one_that_is_killed_gives_all_back_and_another_takes_its_place(ins
         await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(24)))
         counted = sum(await scraped(inside, 'encoder_images_total{outcome="encoded"}'))
         calls = [asyncio.create_task(client.encode([noise(700, 700, seed=seed)])) for seed in range(24)]
-        while inside.core.admission.num_requests < 10:
+        while inside.core.admission.num_requests < 2:
+            assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
         os.kill(before[0], signal.SIGKILL)
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -202,7 +203,8 @@ async def test_front_ends_that_do_not_stay_end_the_server(
 async def test_a_broken_device_is_told_in_every_front_end(tiny_checkpoint: Callable[[str], Path]) -> None:
     async with serving(tiny_checkpoint("qwen2_vl"), exit_code=3) as inside, client_of(inside) as client:
         calls = [asyncio.create_task(client.encode([noise(900, 900, seed=seed)])) for seed in range(8)]
-        while inside.core.engine.queued_images < 4:
+        while inside.core.engine.queued_images < 1:
+            assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
         inside.core.engine._break("by this test")
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -307,6 +309,7 @@ async def test_calls_that_are_lost_while_draining_were_cut_short(
         client = client_of(inside)
         calls = [asyncio.create_task(client.encode(images)) for _ in range(3)]
         while inside.core.admission.num_requests < 3:
+            assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
         for pid in inside.pids():  # soon after the end of this block, with which the drain begins
             asyncio.get_running_loop().call_later(0.3, os.kill, pid, signal.SIGKILL)
