@@ -64,12 +64,17 @@ class Load(NamedTuple):
         pending = self.pending_patches + self.expected_patches
         return pending < max_patches and pending + min(expected_patches, max_patches / 2) <= max_patches
 
-    def is_half_empty(self, budgets: Budgets) -> bool:
-        """Whether a request may have its headers read before it is let in: it is unlikely to be refused."""
+    def is_half_empty(self, budgets: Budgets, *, num_requests: int, num_images: int, num_bytes: int) -> bool:
+        """Whether requests may have their headers read before they are let in: they are unlikely to be refused.
+
+        Args:
+            num_requests: those that do, and what they hold.
+        """
+        expected_patches = self.expected_patches + num_requests * self.mean_request_patches
         return (
-            self.pending_images <= budgets.max_inflight_images / 2
-            and self.pending_bytes <= budgets.max_inflight_bytes / 2
-            and self.pending_patches + self.expected_patches <= budgets.max_queued_patches / 2
+            self.pending_images + num_images <= budgets.max_inflight_images / 2
+            and self.pending_bytes + num_bytes <= budgets.max_inflight_bytes / 2
+            and self.pending_patches + expected_patches <= budgets.max_queued_patches / 2
         )
 
     def queue_full(self, budgets: Budgets, excess: int = 0) -> RequestError:

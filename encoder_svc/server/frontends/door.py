@@ -36,7 +36,8 @@ class DoorSign:
 class DoorSignReader:
     """Read where calls come in."""
 
-    def __init__(self, file: int, budgets: Budgets) -> None:
+    def __init__(self, file: int, budgets: Budgets, num_front_ends: int) -> None:
+        self._num_front_ends = num_front_ends
         self._numbers = memoryview(mmap.mmap(file, _NUM_BYTES, access=mmap.ACCESS_READ)).cast("d")
         self._budgets = budgets
 
@@ -44,6 +45,8 @@ class DoorSignReader:
         """See :meth:`encoder_svc.engine.admission.Load.refusal_at_the_door`."""
         return Load(*self._numbers).refusal_at_the_door(self._budgets)
 
-    def is_half_empty(self) -> bool:
-        """See :meth:`encoder_svc.engine.admission.Load.is_half_empty`."""
-        return Load(*self._numbers).is_half_empty(self._budgets)
+    def is_half_empty(self, **ahead: int) -> bool:
+        """See :meth:`encoder_svc.engine.admission.Load.is_half_empty`. ``ahead``: of this front end; that the others
+        have as much is taken for granted, so that all of them together stay within the budgets."""
+        total = {what: number * self._num_front_ends for what, number in ahead.items()}
+        return Load(*self._numbers).is_half_empty(self._budgets, **total)

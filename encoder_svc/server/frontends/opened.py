@@ -54,5 +54,6 @@ def open_pipeline(
         ProcessorSettings(**settings | tuples),
         input_processor,
     )
-    core = RemoteCore(link, placed, kept, DoorSignReader(door, budgets_of(config)))
+    reader = DoorSignReader(door, budgets_of(config), config.frontend_processes)
+    core = RemoteCore(link, placed, kept, reader)
     return make_pipeline(config, facts, core, num_processes=config.frontend_processes, place=placed.place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -141,6 +142,7 @@ class RemoteCore:
         self.embeddings = embeddings
         self._door = door
         self._last_number = 0
+        self._ahead: Counter[str] = Counter()
 
     def refusal_at_the_door(self) -> RequestError | None:
         """See :class:`encoder_svc.server.core.Core`; so with all of these."""
@@ -149,8 +151,9 @@ class RemoteCore:
     async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
         """See :class:`encoder_svc.server.core.Core`. While the replica is not half full, the request is let in together
         with its reservation: a question waits for two busy loops."""
-        if self._door.is_half_empty():
-            return _RemoteRequest(self, self._number(), num_bytes)
+        brings = {"num_requests": 1, "num_images": num_images, "num_bytes": num_bytes}
+        if self._door.is_half_empty(**{what: self._ahead[what] + number for what, number in brings.items()}):
+            return _RemoteRequest(self, self._number(), brings)
         request = _RemoteRequest(self, self._number())
         try:
             await self.link.ask("admit", request=request.number, num_images=num_images, num_bytes=num_bytes)
@@ -172,31 +175,49 @@ class RemoteCore:
         released: int = await self.link.ask("release", keys=list(keys))
         return released
 
+    def note_ahead(self, brings: dict[str, int]) -> None:
+        """A request is here that was not let in yet."""
+        self._ahead.update(brings)
+
+    def note_asked(self, brings: dict[str, int]) -> None:
+        """The device's process knows of it now, or it is over."""
+        self._ahead.subtract(brings)
+
     def _number(self) -> int:
         self._last_number += 1
         return self._last_number
 
 
 class _RemoteRequest:
-    """See :class:`encoder_svc.server.core.AdmittedRequest`. ``num_bytes``: of one that was not let in yet."""
+    """See :class:`encoder_svc.server.core.AdmittedRequest`. ``brings``: what it holds, if it was not let in yet."""
 
-    def __init__(self, core: RemoteCore, number: int, num_bytes: int | None = None) -> None:
+    def __init__(self, core: RemoteCore, number: int, brings: dict[str, int] | None = None) -> None:
         self.number = number
         self._core = core
         self._link = core.link
-        self._num_bytes = num_bytes
+        self._brings = brings
         self._to_decode: list[bool] = []
+        if brings:
+            core.note_ahead(brings)
 
     async def reserve(self, images: Sequence[tuple[str, int]], time_remaining_s: float) -> list[int]:
-        reserved: list[tuple[int, bool]] = await self._link.ask(
-            "reserve",
-            request=self.number,
-            images=images,
-            time_remaining_s=time_remaining_s,
-            num_bytes=self._num_bytes,
-        )
+        try:
+            reserved: list[tuple[int, bool]] = await self._link.ask(
+                "reserve",
+                request=self.number,
+                images=images,
+                time_remaining_s=time_remaining_s,
+                num_bytes=self._brings and self._brings["num_bytes"],
+            )
+        finally:
+            self._is_known()
         self._to_decode = [leads for _, leads in reserved]
         return [cost for cost, _ in reserved]
+
+    def _is_known(self) -> None:
+        if self._brings:
+            self._core.note_asked(self._brings)
+            self._brings = None
 
     async def encode(
         self, index: int, decode: Decode, *, deadline_s: float, since_s: float, lease_s: float | None
@@ -215,4 +236,5 @@ class _RemoteRequest:
         self._link.tell("image_done", request=self.number, index=index, completed=completed)
 
     def close(self) -> None:
+        self._is_known()
         self._link.tell("close", request=self.number)

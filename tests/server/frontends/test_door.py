@@ -34,7 +34,7 @@ def admission(file: int) -> Admission:
 @pytest.fixture
 def reader(admission: Admission, file: int) -> DoorSignReader:
     assert admission.on_change is not None
-    return DoorSignReader(file, BUDGETS)
+    return DoorSignReader(file, BUDGETS, 2)
 
 
 def test_a_door_that_nobody_came_through_is_open(reader: DoorSignReader) -> None:
@@ -60,3 +60,31 @@ def test_it_opens_again(admission: Admission, reader: DoorSignReader) -> None:
     assert reader.refusal() is not None
     grant.close()
     assert reader.refusal() is None
+
+
+@pytest.mark.parametrize(
+    ("pending", "ahead", "is_so"),
+    [
+        ((0, 0, 0), (1, 1, 200), True),
+        ((2, 500, 50), (0, 0, 0), True),
+        ((3, 500, 50), (0, 0, 0), False),
+        ((1, 501, 50), (0, 0, 0), False),
+        ((1, 500, 51), (0, 0, 0), False),
+        ((1, 10, 10), (0, 1, 0), False),  # of each of two front ends
+        ((1, 300, 10), (0, 0, 101), False),
+        ((1, 10, 30), (6, 0, 0), True),
+        ((1, 10, 40), (6, 0, 0), False),
+    ],
+)
+def test_it_says_whether_there_is_room_for_twice_as_much(
+    admission: Admission,
+    reader: DoorSignReader,
+    pending: tuple[int, int, int],
+    ahead: tuple[int, int, int],
+    is_so: bool,
+) -> None:
+    images, num_bytes, patches = pending
+    if images:
+        admission.admit(num_images=images, num_bytes=num_bytes).reserve(patches, 60.0)
+    num_requests, num_images, ahead_bytes = ahead
+    assert reader.is_half_empty(num_requests=num_requests, num_images=num_images, num_bytes=ahead_bytes) is is_so

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from encoder_svc.engine.admission import Budgets, Load
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import GridThw, ProcessedImage
 from encoder_svc.server.core import Decoded
-from encoder_svc.server.frontends.remote import Placed
-from encoder_svc.transport.arena import Arena, new_shared_file
+from encoder_svc.server.frontends.door import DoorSign, DoorSignReader
+from encoder_svc.server.frontends.link import Link
+from encoder_svc.server.frontends.remote import Placed, RemoteCore
+from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -137,3 +143,35 @@ async def test_an_image_s_own_fault_reaches_who_asks(placed: Placed, image: Imag
     with pytest.raises(RequestError, match="Broken"):
         await placed.handlers()["decode"](1, 0)
     assert not image.is_held
+
+
+async def test_so_many_are_let_in_ahead_as_all_front_ends_may_have_and_more_are_asked_for(placed: Placed) -> None:
+    asked: list[tuple[int, int]] = []
+    reserved: list[int | None] = []
+
+    async def admit(request: int, num_images: int, num_bytes: int) -> None:
+        asked.append((num_images, num_bytes))
+
+    async def reserve(num_bytes: int | None, **_: object) -> list[tuple[int, bool]]:
+        reserved.append(num_bytes)
+        return [(4, True)]
+
+    theirs, ours = socket.socketpair()
+    handlers = {"admit": admit, "reserve": reserve, "close": lambda request: None}
+    other = await Link.over(theirs, handlers, lambda: None)
+    link = await Link.over(ours, {}, lambda: None)
+    door, kept = new_shared_file("door"), new_shared_file("kept")
+    os.ftruncate(kept, 64)
+    budgets = Budgets(max_queued_patches=1000, max_inflight_images=8, max_inflight_bytes=1000)
+    DoorSign(door).write(Load())
+    core = RemoteCore(link, placed, ArenaView(kept), DoorSignReader(door, budgets, 2))
+    first, second, third = [await core.admit(num_images=1, num_bytes=10) for _ in range(3)]
+    assert asked == [(1, 10)]  # of four images that all may have, two front ends have two each
+    for request in (first, third):
+        assert await request.reserve([("a", 4)], math.inf) == [4]
+    assert reserved == [10, None]
+    second.close()
+    await core.admit(num_images=2, num_bytes=10)
+    assert len(asked) == 1
+    for end in (link, other):
+        end.close()
