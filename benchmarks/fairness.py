@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Latency of small requests, alone and beside one caller's 64 large images.
 
-    python benchmarks/fairness.py [--model DIR] [--rounds 2] [-- SERVE OPTIONS …]
+    python benchmarks/fairness.py [--model DIR] [--rounds 2] [--at-most SECONDS] [-- SERVE OPTIONS …]
 
 Twenty callers each send one 112 × 112 JPEG after another; the large images are JPEGs of 1024 × 1024, in one request
 from another process. Prints both sides, interleaved, and in which stages the slowest twentieth of the small ones spent
@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from support.arguments import ROUNDS
+from support.arguments import ROUNDS, SECONDS
 from support.server import make_tiny, running_server
 
 from encoder_svc.bench.pictures import noise_picture
@@ -41,6 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, metavar="DIR")
     parser.add_argument("--rounds", type=ROUNDS, default=2, metavar="N")
+    parser.add_argument(
+        "--at-most", type=SECONDS, metavar="SECONDS", help="of the large images; default: until all are encoded"
+    )
     parser.add_argument("--large-caller", metavar="TARGET", help=argparse.SUPPRESS)
     parser.add_argument("serve", nargs="*", metavar="SERVE OPTIONS")
     arguments = parser.parse_args()
@@ -55,7 +58,7 @@ def main() -> int:
 def compare(model: Path, arguments: argparse.Namespace, log: Path) -> None:
     with running_server(model, ["--device", "cpu", *arguments.serve], log) as (_, target):
         for side in ("alone", "beside") * arguments.rounds:
-            report(side, asyncio.run(measure(target, beside=side == "beside")))
+            report(side, asyncio.run(measure(target, beside=side == "beside", at_most_s=arguments.at_most)))
 
 
 def report(side: str, samples: list[Sample]) -> None:
@@ -68,7 +71,7 @@ def report(side: str, samples: list[Sample]) -> None:
     print(f"{side:<7} p50 {p50:6.1f} ms  p95 {p95:6.1f} ms  {len(samples)} images; slowest: {spent}", flush=True)
 
 
-async def measure(target: str, *, beside: bool) -> list[Sample]:
+async def measure(target: str, *, beside: bool, at_most_s: float | None) -> list[Sample]:
     """The small requests that were sent while the large images were in work."""
     random = np.random.default_rng()
     samples: list[Sample] = []
@@ -93,7 +96,13 @@ async def measure(target: str, *, beside: bool) -> list[Sample]:
             assert large.stdout is not None
             await large.stdout.readline()
         samples.clear()
-        await (large.wait() if large else asyncio.sleep(ALONE_S))
+        try:
+            async with asyncio.timeout(at_most_s):
+                await (large.wait() if large else asyncio.sleep(ALONE_S))
+        except TimeoutError:
+            if large:
+                large.kill()
+                await large.wait()
         stop.set()
         await asyncio.gather(*callers)
     return samples
