@@ -30,9 +30,10 @@ def bytes_of(rows: torch.Tensor) -> memoryview:
 def finite_only(
     embeddings: Sequence[memoryview], finite: torch.Tensor, num_rows: Sequence[int]
 ) -> list[memoryview | None]:
-    """The same, None where there is NaN or infinity.
+    """Each image's bytes, or None where its rows hold NaN or infinity.
 
     Args:
+        embeddings: of each image, as :func:`bytes_of` has them.
         finite: bool [rows of all images], on the host.
         num_rows: of each image.
     """

@@ -62,7 +62,8 @@ class Core(Protocol):
         """Why no request would be let in now; None if one may be. Waits for nobody."""
 
     async def admit(self, *, num_images: int, num_bytes: int) -> AdmittedRequest:
-        """Lets a request in, before its images are looked at. To be closed.
+        """Lets a request in, before its images are looked at. To be closed. Where there is plenty of room a core in
+        another process may leave that to the reservation, which refuses it then.
 
         Raises:
             RequestError: QUEUE_FULL, INFLIGHT_IMAGES or INFLIGHT_BYTES.
@@ -92,7 +93,7 @@ class AdmittedRequest(Protocol):
             What each will cost the device, in patches: nothing, if it is kept.
 
         Raises:
-            RequestError: QUEUE_FULL or DEADLINE_EXCEEDED.
+            RequestError: QUEUE_FULL or DEADLINE_EXCEEDED; or as :meth:`Core.admit`, if that was left to this.
         """
 
     async def encode(

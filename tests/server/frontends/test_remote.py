@@ -22,7 +22,7 @@ from encoder_svc.server.frontends.remote import Placed, RemoteCore
 from encoder_svc.transport.arena import Arena, ArenaView, new_shared_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 class Image:
@@ -50,8 +50,10 @@ class Image:
 
 
 @pytest.fixture
-def placed() -> Placed:
-    return Placed(Arena(new_shared_file("images"), 2**16))
+def placed() -> Iterator[Placed]:
+    file = new_shared_file("images")
+    yield Placed(Arena(file, 2**16))
+    os.close(file)
 
 
 @pytest.fixture
@@ -175,3 +177,5 @@ async def test_so_many_are_let_in_ahead_as_all_front_ends_may_have_and_more_are_
     assert len(asked) == 1
     for end in (link, other):
         end.close()
+    for file in (door, kept):
+        os.close(file)
