@@ -311,7 +311,8 @@ async def test_calls_that_are_lost_while_draining_were_cut_short(
         while inside.core.admission.num_requests < 3:
             assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
-        for pid in inside.pids():  # soon after the end of this block, with which the drain begins
+        for pid in inside.pids():  # ends none of its calls in the drain, which begins with the end of this block
+            os.kill(pid, signal.SIGSTOP)
             asyncio.get_running_loop().call_later(0.3, os.kill, pid, signal.SIGKILL)
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     await client.close()
