@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
+from encoder_svc.allocator import look_for_cycles_rarely
 from encoder_svc.bench.arguments import DESCRIPTION as BENCH_DESCRIPTION
 from encoder_svc.bench.arguments import add_bench_arguments
 from encoder_svc.config import environment_name, flag_name, load_config, options, set_unless_set
@@ -127,6 +128,7 @@ def _shown(default: Any, metavar: str) -> str:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
+    look_for_cycles_rarely()
     flags = {option.name: getattr(parsed, option.name) for option in options()}
     loaded = load_config(flags=flags, environment=os.environ, file=parsed.config)
     set_unless_set(_OPENMP)  # before torch is imported

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import disable_created_metrics
 
-from encoder_svc.allocator import spare_what_is_loaded, use_one_heap
+from encoder_svc.allocator import look_for_cycles_rarely, spare_what_is_loaded, use_one_heap
 from encoder_svc.config import Config
 from encoder_svc.errors import ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
@@ -39,6 +39,7 @@ def run_front_end(link: int, embeddings: int, images: int, door: int) -> int:
     Args:
         link: descriptor of a connected socket; the others are those of shared files.
     """
+    look_for_cycles_rarely()
     use_one_heap()
     disable_created_metrics()  # type: ignore[no-untyped-call]
     # A terminal's Ctrl-C comes to every process. When to end is the device's process to say.
