@@ -24,6 +24,8 @@ _MLP_MULTIPLE: Final = 16
 # A gated MLP's width is padded to whole tiles: Qwen2.5-VL's 3420 is not even aligned, and its last product takes
 # 1.70 ms for 41,472 patches where one of 3456 takes 0.48.
 _GATED_TILE: Final = 128
+# The compute capability from which a kernel may start before the one whose results it waits for has ended.
+_STARTS_EARLY: Final = (9, 0)
 # Rows in flight; more changes nothing on an H100.
 _PROGRAMS_PER_SM: Final = 16
 
@@ -41,6 +43,8 @@ class TritonOps(Ops):
         self._kernels: Any = triton_kernels
         sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._max_programs = _PROGRAMS_PER_SM * sms
+        # CUDA's programmatic dependent launch.
+        self._starts_early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _STARTS_EARLY
 
     def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         """Gate and up become one product, padded with zeros to whole tiles; act(0) is 0 for every activation."""
@@ -87,6 +91,8 @@ class TritonOps(Ops):
             quantise=scales is not None,
             largest=E4M3_MAX,
             block=power_of_two(width),
+            starts_early=self._starts_early,
+            launch_pdl=self._starts_early,
             num_warps=2 if width <= 2048 else 8,
         )
 

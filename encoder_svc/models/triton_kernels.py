@@ -9,6 +9,7 @@ Every one is bound by memory: it reads each value once, computes in float32 and 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -37,9 +38,11 @@ def norm(
     quantise: tl.constexpr,
     largest: tl.constexpr,
     block: tl.constexpr,
+    starts_early: tl.constexpr,
 ):
     """LayerNorm or RMSNorm of x + shift; quantised by row where asked. Grid: any number of programs; each keeps the
-    weights and takes every so many rows."""
+    weights and takes every so many rows. One that starts early reads the weights, which nothing writes, while what
+    writes x still runs, and lets the next do likewise."""
     columns = tl.arange(0, block)
     inside = columns < width
     weight = tl.load(weight_ptr + columns, inside, 0.0).to(tl.float32)
@@ -47,6 +50,9 @@ def norm(
         bias = tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
     if has_shift:
         shift = tl.load(shift_ptr + columns, inside, 0.0)
+    if starts_early:
+        gdc_launch_dependents()
+        gdc_wait()
     for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         at = tl.cast(row, tl.int64) * width + columns
         x = tl.load(x_ptr + at, inside, 0.0).to(tl.float32)
