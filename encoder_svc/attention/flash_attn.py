@@ -11,6 +11,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc.attention.base import AttentionBackend
+from encoder_svc.platforms.torch_compiler import compiler_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ class FlashAttn(AttentionBackend):
 
             self._run = self._torch(varlen_attn)
         else:
-            module = importlib.import_module(_MODULES[self.implementation])
+            with compiler_left_out():
+                module = importlib.import_module(_MODULES[self.implementation])
             self._run = self._upstream(module.flash_attn_varlen_func)
             if self.implementation == "fa4":
                 self._dense = self._upstream_dense(module.flash_attn_func)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from encoder_svc.models.ops import LinearWeights, MlpWeights, NormWeights, QkvWeights, Rotary
 from encoder_svc.models.ops_triton import TritonOps
 from encoder_svc.models.quack_tiles import best_tile
+from encoder_svc.platforms.torch_compiler import compiler_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +40,8 @@ class QuackOps(TritonOps):
 
     def __init__(self, device: torch.device, *, rotates_in_product: bool = True) -> None:
         super().__init__(device)
-        from encoder_svc.models import quack_epilogues
-
+        with compiler_left_out():
+            from encoder_svc.models import quack_epilogues
         self._epilogues: Any = quack_epilogues
         self._num_sms: int = torch.cuda.get_device_properties(device).multi_processor_count
         self._rotates_in_product = rotates_in_product
