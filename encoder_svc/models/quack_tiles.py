@@ -18,14 +18,24 @@ class Tile(NamedTuple):
     cluster_rows: int
     cluster_columns: int
 
-    def waves(self, rows: int, outputs: int, num_multiprocessors: int) -> int:
-        """How often all multiprocessors take a tile; clusters are whole."""
+    def number(self, rows: int, outputs: int) -> int:
+        """How many there are; clusters are whole, and count with what lies beyond the last row or column."""
         down = _whole(-(-rows // self.rows), self.cluster_rows)
         across = _whole(-(-outputs // self.columns), self.cluster_columns)
-        return -(-down * across // num_multiprocessors)
+        return down * across
+
+    def waves(self, rows: int, outputs: int, num_multiprocessors: int) -> int:
+        """How often all multiprocessors take a tile."""
+        return -(-self.number(rows, outputs) // num_multiprocessors)
 
 
-TILES: Final = (Tile(128, 128, 2, 1), Tile(128, 160, 2, 1), Tile(128, 192, 2, 1), Tile(192, 128, 1, 2))
+TILES: Final = (
+    Tile(128, 128, 2, 1),
+    Tile(128, 128, 1, 2),
+    Tile(128, 160, 2, 1),
+    Tile(128, 192, 2, 1),
+    Tile(192, 128, 1, 2),
+)
 """What there is to choose from: few, for each is compiled at its first use."""
 
 # What a wave takes beside its products, as if its tiles had so many values more.
@@ -33,10 +43,11 @@ _WAVE_OVERHEAD: Final = 64 * 128
 
 
 def best_tile(rows: int, outputs: int, num_multiprocessors: int) -> Tile:
-    """The fastest for ``rows`` × ``outputs`` results; of equal ones the first."""
+    """The fastest for ``rows`` × ``outputs`` results; of equal ones that of which there are fewest, then the first."""
 
-    def cost(tile: Tile) -> int:
-        return tile.waves(rows, outputs, num_multiprocessors) * (tile.rows * tile.columns + _WAVE_OVERHEAD)
+    def cost(tile: Tile) -> tuple[int, int]:
+        waves = tile.waves(rows, outputs, num_multiprocessors)
+        return waves * (tile.rows * tile.columns + _WAVE_OVERHEAD), tile.number(rows, outputs)
 
     return min(TILES, key=cost)
 
