@@ -195,12 +195,12 @@ class Config:
     max_pixels: int | None = _option(
         None, _AREA, "N", "largest area an image is resized to, in place of the checkpoint's"
     )
-    frontend_processes: int = _option(
-        0,
+    frontend_processes: int | None = _option(
+        None,
         _at_least(0, at_most=64),
         "N",
         "processes that answer calls, decode images and stream embeddings, beside the one of the device; 0: it does so "
-        "itself",
+        "itself; without it one for every two cores on a GPU, at most 8, and none on a CPU",
     )
     decode_threads: int | None = _option(
         None,

@@ -28,7 +28,7 @@ from encoder_svc.observability.web import metrics_server
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.kernel_cache import use_kernel_cache
 from encoder_svc.server.address import bare_host
-from encoder_svc.server.entrance import InProcess
+from encoder_svc.server.entrance import InProcess, with_front_ends
 from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader
 from encoder_svc.temporary import make_folder
@@ -80,8 +80,10 @@ def run_server(loaded: LoadedConfig) -> int:
         tracer = make_tracer(config)
         phases = StartPhases(process_age_s())
         phases.end("imports")
-        platform = platform_for_device(resolve_device(config.device), platform_switches(config))
-        use_kernel_cache(config, platform.facts, temporary)
+        device = resolve_device(config.device)
+        use_kernel_cache(config, platform_for_device(device, platform_switches(config)).facts, temporary)
+        config = with_front_ends(config, device)
+        logger.info("front ends: %d", config.frontend_processes)
         server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer), spare_what_is_loaded)
         code = asyncio.run(server.run())
         if tracer is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
 
+from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.front import Front
 from encoder_svc.server.gauges import decoded_gauges
 from encoder_svc.server.pipeline import Pipeline, make_pipeline
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from encoder_svc.errors import RequestError
     from encoder_svc.observability.request import Observer
     from encoder_svc.server.loading import Loaded
+
+# An H100 with images whose rows are wide (docs/performance.md, "The server on a GPU").
+_MAX_FRONT_ENDS: Final = 8
 
 
 class Entrance(Protocol):
@@ -55,6 +61,15 @@ class Entrance(Protocol):
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Closes the port and its connections. Nothing may be decoded afterwards."""
+
+
+def with_front_ends(config: Config, device: str) -> Config:
+    """``config`` with a number of front ends, if it has none: as many as a GPU is known to want, where cores and memory
+    that processes share are there for them. A CPU's cores are its device's."""
+    if config.frontend_processes is not None:
+        return config
+    is_wanted = device.startswith("cuda") and hasattr(os, "memfd_create")
+    return replace(config, frontend_processes=min(_MAX_FRONT_ENDS, usable_cores() // 2) if is_wanted else 0)
 
 
 class InProcess:

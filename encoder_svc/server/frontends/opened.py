@@ -54,6 +54,7 @@ def open_pipeline(
         ProcessorSettings(**settings | tuples),
         input_processor,
     )
-    reader = DoorSignReader(door, budgets_of(config), config.frontend_processes)
+    num_processes = config.frontend_processes or 0
+    reader = DoorSignReader(door, budgets_of(config), num_processes)
     core = RemoteCore(link, placed, kept, reader)
-    return make_pipeline(config, facts, core, num_processes=config.frontend_processes, place=placed.place)
+    return make_pipeline(config, facts, core, num_processes=num_processes, place=placed.place)

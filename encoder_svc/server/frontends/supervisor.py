@@ -43,7 +43,7 @@ class FrontEnds:
         self._arena: Arena | None = None
         self._loaded: Loaded | None = None
         self._port: HeldPort | None = None
-        self._running: list[FrontEnd | None] = [None] * config.frontend_processes
+        self._running: list[FrontEnd | None] = [None] * (config.frontend_processes or 0)
         self._keepers: list[asyncio.Task[None]] = []
         self._preparing: set[asyncio.Task[None]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
