@@ -44,6 +44,11 @@ class CheckpointError(StartupError):
     """The checkpoint is missing, incomplete, or of a kind that is not served."""
 
 
+class BrokenDeviceError(StartupError):
+    """The device hangs, or answers nothing but errors, before anything was served. The process exits with code 3: a
+    thread of it may hang too."""
+
+
 class AttentionBackendError(StartupError):
     """The attention backend that the operator asked for cannot run here."""
 

@@ -17,6 +17,7 @@ from encoder_svc.errors import (
     CODES,
     AttentionBackendError,
     AttentionKernelError,
+    BrokenDeviceError,
     CancelledError,
     CheckpointError,
     ConfigError,
@@ -123,6 +124,7 @@ def test_where_and_when_are_kept() -> None:
 EXAMPLES = [
     *[cls("what is wrong") for cls in (EncoderSvcError, StartupError, ConfigError, CheckpointError)],
     AttentionBackendError("what is wrong"),
+    BrokenDeviceError("what is wrong"),
     AttentionKernelError("FLASH_ATTN", "fa4", "no kernel image"),
     *[request_error("NEWER_REASON", "…", code=code, image_index=3, retry_after_s=1.5) for code in CLASS_OF_CODE],
     request_error(Reason.DRAINING, "…"),
@@ -168,6 +170,7 @@ def test_an_error_reaches_the_process_that_waits_for_a_pool() -> None:
         (ConfigError, StartupError),
         (CheckpointError, StartupError),
         (AttentionBackendError, StartupError),
+        (BrokenDeviceError, StartupError),
         *[(cls, RequestError) for cls in dict.fromkeys(CLASS_OF_CODE.values())],
     ],
 )

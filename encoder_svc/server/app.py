@@ -17,7 +17,7 @@ from prometheus_client import disable_created_metrics
 from encoder_svc import __version__
 from encoder_svc.allocator import spare_what_is_loaded, use_one_heap
 from encoder_svc.config import platform_switches
-from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.errors import BrokenDeviceError, ConfigError, Reason, request_error
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
@@ -141,7 +141,13 @@ class Server:
             raise
 
     async def _run(self, port: int) -> int:
-        loaded = await self._load()
+        try:
+            loaded = await self._load()
+        except BrokenDeviceError as error:
+            logger.critical("%s", error)
+            await self._entrance.stop(at_once=True)
+            self.has_stuck_thread = True
+            return EXIT_DEVICE_BROKEN
         if loaded is None:
             logger.info("stopped while loading")
             await self._entrance.stop(at_once=True)

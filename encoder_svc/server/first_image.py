@@ -6,7 +6,7 @@ import asyncio
 import importlib.resources
 from typing import TYPE_CHECKING
 
-from encoder_svc.errors import Reason, RequestError, StartupError
+from encoder_svc.errors import BrokenDeviceError, Reason, RequestError, StartupError
 from encoder_svc.images.limits import Limits
 from encoder_svc.images.types import EncodedImageBytes
 from encoder_svc.server.info import DTYPE_NAMES
@@ -20,6 +20,7 @@ async def encode_first_image(engine: Engine, facts: ModelFacts) -> None:
     """Decodes, resizes and encodes it.
 
     Raises:
+        BrokenDeviceError: the device cannot encode it, nor anything else.
         StartupError: it cannot be encoded; names the checkpoint and the dtype.
     """
     photograph = importlib.resources.files("encoder_svc.server").joinpath("warmup.jpg").read_bytes()
@@ -28,7 +29,8 @@ async def encode_first_image(engine: Engine, facts: ModelFacts) -> None:
     try:
         await engine.encode(await asyncio.to_thread(plan.process))
     except RequestError as error:
-        raise StartupError(_explain(error, facts)) from error
+        refusal = BrokenDeviceError if engine.broken.is_set() else StartupError
+        raise refusal(_explain(error, facts)) from error
 
 
 def _explain(error: RequestError, facts: ModelFacts) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -139,3 +141,21 @@ async def test_a_device_that_hangs_ends_the_process(
         # CANCELLED where the server ends while it answers.
         assert caught.value.code in ("UNAVAILABLE", "CANCELLED")
         hangs.set()
+
+
+_HANGS = """
+import sys, time
+from encoder_svc.cli import main
+from encoder_svc.engine.runner import DeviceRunner
+DeviceRunner.submit = lambda runner, images: time.sleep(3600)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_device_that_hangs_on_the_first_photograph_ends_the_process_too(
+    tiny_checkpoint: Callable[[str], Path],
+) -> None:
+    arguments = ["serve", "--model", tiny_checkpoint("qwen2_vl"), "--device", "cpu", "--port", "0", "--watchdog-s", "1"]
+    ended = subprocess.run([sys.executable, "-c", _HANGS, *arguments], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == EXIT_DEVICE_BROKEN
+    assert "a photograph cannot be encoded at start" in ended.stderr.splitlines()[-1]
