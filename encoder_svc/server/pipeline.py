@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from encoder_svc.images.types import EncoderImage, ImageSource
     from encoder_svc.server.core import Core
     from encoder_svc.server.info import ModelFacts
+    from encoder_svc.server.window import Room
 
 # Of one request.
 _HEADERS_AT_ONCE = 2
@@ -139,15 +140,24 @@ class Pipeline:
         Raises:
             RequestError: the image's own fault; DEADLINE_EXCEEDED.
         """
-        loop = asyncio.get_running_loop()
         async with AsyncExitStack() as pixels:
             async with share.decode_slots:
                 room = await pixels.enter_async_context(self.decoded.room(max(plan.decode_bytes, plan.pixel_bytes)))
                 if time.monotonic() >= deadline_s:
                     raise request_error(Reason.DEADLINE_EXCEEDED, "The deadline passed before the image was decoded.")
-                decoded = await loop.run_in_executor(self._image_threads, self._process, plan)
+                decoded = await self._in_image_thread(plan, room)
                 room.shrink(plan.pixel_bytes)
             yield decoded
+
+    async def _in_image_thread(self, plan: PlannedImage, room: Room) -> Decoded:
+        """:meth:`_process`, which holds its room to its end though nobody waits for it any more."""
+        job = self._image_threads.submit(self._process, plan)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            if not job.cancelled():
+                room.keep_for(job)
+            raise
 
     def _process(self, plan: PlannedImage) -> Decoded:
         """Takes its times in its own thread."""

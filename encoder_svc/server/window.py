@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from concurrent.futures import Future
 
 
 class Window:
@@ -27,14 +29,15 @@ class Window:
 
     @asynccontextmanager
     async def room(self, amount: int) -> AsyncIterator[Room]:
-        """Waits for room, and gives back at the end what is left of it."""
+        """Waits for room, and gives back at the end what is left of it, unless a thread keeps it."""
         if amount:
             await self._enter(amount)
         room = Room(self, amount)
         try:
             yield room
         finally:
-            room.shrink(0)
+            if not room.is_kept:
+                room.shrink(0)
 
     async def _enter(self, amount: int) -> None:
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -65,9 +68,14 @@ class Window:
 
 
 class Room:
-    """What somebody holds of a window."""
+    """What somebody holds of a window.
+
+    Attributes:
+        is_kept: see :meth:`keep_for`.
+    """
 
     def __init__(self, window: Window, amount: int) -> None:
+        self.is_kept = False
         self._window = window
         self._amount = amount
 
@@ -75,3 +83,14 @@ class Room:
         """So much is still needed; the rest is given back."""
         self._window.give_back(self._amount - amount)
         self._amount = amount
+
+    def keep_for(self, job: Future[Any]) -> None:
+        """Until ``job`` is through, which cannot be interrupted, though whoever waited for it leaves."""
+        self.is_kept = True
+        give_back = partial(asyncio.get_running_loop().call_soon_threadsafe, self.shrink, 0)
+
+        def ended(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop has ended before it, and all that was held with it
+                give_back()
+
+        job.add_done_callback(ended)

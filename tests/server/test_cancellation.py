@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from encoder_svc.images.processor import PlannedImage
+    from encoder_svc.server.core import Decoded
     from tests.server.in_process import Inside
 
 NUM_REQUESTS = 1_000
@@ -92,3 +94,29 @@ async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str]
             expected = np.frombuffer(await reference(inside, sent[index]), np.float32)
             seen = np.frombuffer(received[index], np.float32)
             np.testing.assert_allclose(seen, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+async def test_what_a_thread_still_decodes_holds_its_room_when_its_caller_is_gone(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decodes, may_end = threading.Event(), threading.Event()
+    async with serving(tiny_checkpoint("qwen2_vl")) as (inside, target), AsyncEncoderClient(target) as client:
+        process = inside.pipeline._process
+
+        def slow(plan: PlannedImage) -> Decoded:
+            decodes.set()
+            assert may_end.wait(20)
+            return process(plan)
+
+        monkeypatch.setattr(inside.pipeline, "_process", slow)
+        call = asyncio.create_task(client.encode([np.zeros((60, 60, 3), np.uint8)]))
+        await asyncio.to_thread(decodes.wait, 20)
+        held = inside.pipeline.decoded.held
+        assert held
+        call.cancel()
+        while any(pending(inside.core).values()):
+            await asyncio.sleep(0.01)
+        assert inside.pipeline.decoded.held == held
+        may_end.set()
+        while inside.pipeline.decoded.held:
+            await asyncio.sleep(0.01)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from encoder_svc.server.window import Window
@@ -93,4 +95,20 @@ async def test_callers_that_leave_at_any_time_leave_nothing_behind() -> None:
     assert any(task.cancelled() for task in tasks)
     assert not all(task.cancelled() for task in tasks)
     assert 12 < most <= 20
+    assert window.held == 0
+
+
+async def test_room_that_a_thread_keeps_is_given_back_when_it_ends() -> None:
+    window, log, ends = Window(10), [], threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        async with window.room(8) as room:
+            room.keep_for(threads.submit(ends.wait))
+        waiting, leave = await started(window, 5, log)
+        assert (log, window.held) == ([], 8)
+        ends.set()
+        while not log:
+            await asyncio.sleep(0.01)
+        assert window.held == 5
+    leave.set()
+    await waiting
     assert window.held == 0
