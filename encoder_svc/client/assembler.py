@@ -70,6 +70,7 @@ class Assembler:
                     response.error.message,
                     code=CODE_NAMES.get(response.error.code, "UNKNOWN"),
                     image_index=response.error.index,
+                    retry_after_s=response.error.retry_after_s or None,
                 )
             case "summary":
                 self.summary = response.summary

@@ -65,7 +65,13 @@ def end_with(
 
 def item_error(index: int, error: RequestError) -> encoder_pb2.ItemError:
     """One image's failure, for the stream."""
-    return encoder_pb2.ItemError(index=index, code=CODE_NUMBERS[error.code], reason=error.reason, message=error.message)
+    return encoder_pb2.ItemError(
+        index=index,
+        code=CODE_NUMBERS[error.code],
+        reason=error.reason,
+        message=error.message,
+        retry_after_s=error.retry_after_s or 0.0,
+    )
 
 
 def _status(error: RequestError, asked_for: str) -> grpc.Status:

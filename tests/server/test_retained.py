@@ -143,8 +143,17 @@ def test_more_than_may_be_retained_is_refused(server) -> None:
         with pytest.raises(OverloadedError) as caught:
             client.retain([noise(196, 7)])
         assert caught.value.reason == "LEASE_BYTES_EXHAUSTED"
+        assert caught.value.retry_after_s is not None
+        assert 0 < caught.value.retry_after_s <= 30
         # The lease that holds the room is not evicted by images that are merely encoded.
         client.encode([noise(196, seed) for seed in range(8, 12)])
+
+
+def test_what_can_never_be_retained_is_refused_with_no_delay(server) -> None:
+    target = server("qwen2_vl", "--max-leased-bytes", "100").target
+    with EncoderClient(target) as client, pytest.raises(OverloadedError) as caught:
+        client.retain([noise(196, 6)])
+    assert (caught.value.reason, caught.value.retry_after_s) == ("LEASE_BYTES_EXHAUSTED", None)
 
 
 @pytest.mark.parametrize("lease_s", [-1.0, 601.0, float("nan"), float("inf")])

@@ -402,6 +402,7 @@ class ItemError(google.protobuf.message.Message):
     CODE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: builtins.int
     index: builtins.int
     code: builtins.int
     """A google.rpc.Code."""
@@ -409,6 +410,8 @@ class ItemError(google.protobuf.message.Message):
     """Stable and upper case: see "Errors" in docs/wire.md."""
     message: builtins.str
     """For a person. Says what to do; never a library's text."""
+    retry_after_s: builtins.float
+    """Seconds after which another try may succeed, as RetryInfo's of a whole call. 0: none is known."""
     def __init__(
         self,
         *,
@@ -416,8 +419,9 @@ class ItemError(google.protobuf.message.Message):
         code: builtins.int = ...,
         reason: builtins.str = ...,
         message: builtins.str = ...,
+        retry_after_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["code", b"code", "index", b"index", "message", b"message", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "index", b"index", "message", b"message", "reason", b"reason", "retry_after_s", b"retry_after_s"]) -> None: ...
 
 Global___ItemError: typing_extensions.TypeAlias = ItemError
 
