@@ -8,6 +8,7 @@ time after which, at the rate that was measured, the budget has room again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,11 +52,11 @@ class Load(NamedTuple):
         if not self.num_requests:
             return None
         if self.pending_images >= budgets.max_inflight_images:
-            return self.full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
+            return self.images_full(budgets)
         if self.pending_bytes >= budgets.max_inflight_bytes:
-            return self.full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
+            return self.bytes_full(budgets)
         if not self.has_room_for(self.mean_request_patches, budgets):
-            return self.queue_full(budgets)
+            return self.probably_full(self.mean_request_patches, budgets)
         return None
 
     def has_room_for(self, expected_patches: float, budgets: Budgets) -> bool:
@@ -77,19 +78,52 @@ class Load(NamedTuple):
             and self.pending_patches + expected_patches <= budgets.max_queued_patches / 2
         )
 
-    def queue_full(self, budgets: Budgets, excess: int = 0) -> RequestError:
-        """With the time until ``excess`` patches are done; without it, a tenth of what is pending."""
-        return self.full(Reason.QUEUE_FULL, "patches", self.pending_patches, budgets.max_queued_patches, excess)
+    def images_full(self, budgets: Budgets, num_images: int = 0) -> RequestError:
+        """That so many more images are too many. Without them: that there are too many already; so with bytes."""
+        pending, allowed = self.pending_images, budgets.max_inflight_images
+        return self._full(Reason.INFLIGHT_IMAGES, "images", pending, num_images, allowed)
 
-    def full(self, reason: Reason, what: str, pending: float, allowed: int, excess: int = 0) -> RequestError:
-        """That a budget is."""
-        wait_patches = excess or max(self.pending_patches // 10, 1)
+    def bytes_full(self, budgets: Budgets, num_bytes: int = 0) -> RequestError:
+        """See :meth:`images_full`."""
+        return self._full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, num_bytes, budgets.max_inflight_bytes)
+
+    def queue_full(self, num_patches: int, budgets: Budgets) -> RequestError:
+        """That so many more patches are too many, with the time until the excess is done."""
+        pending, allowed = self.pending_patches, budgets.max_queued_patches
+        excess_patches = pending + num_patches - allowed
+        return self._full(Reason.QUEUE_FULL, "patches", pending, num_patches, allowed, wait_patches=excess_patches)
+
+    def probably_full(self, expected_patches: float, budgets: Budgets) -> RequestError:
+        """See :meth:`has_room_for`."""
+        pending, allowed = self.pending_patches + self.expected_patches, budgets.max_queued_patches
+        return self._full(Reason.QUEUE_FULL, "patches", pending, math.ceil(expected_patches), allowed, about="about ")
+
+    def _full(
+        self,
+        reason: Reason,
+        what: str,
+        pending: float,
+        more: int,
+        allowed: int,
+        *,
+        about: str = "",
+        wait_patches: float = 0,
+    ) -> RequestError:
+        """That a budget is.
+
+        Args:
+            wait_patches: until these are done it stays so; 0: a tenth of what is pending.
+        """
+        if pending < allowed:
+            why = f"{about}{pending:.0f} {what} pending, this request adds {about}{more}, and {allowed} are allowed"
+        else:  # one request of any size is taken, so that there may be more
+            why = f"{about}{pending:.0f} {what} pending, and no more are taken until there are fewer than {allowed}"
+        wait_patches = wait_patches or max(self.pending_patches // 10, 1)
         retry_s = wait_patches / self.patches_per_s if self.patches_per_s else 1.0
         retry_s = min(max(retry_s, _MIN_RETRY_S), _MAX_RETRY_S)
         return request_error(
             reason,
-            f"{pending:.0f} {what} are pending and at most {allowed} may be. Try again in about {retry_s:.2g} s, or on "
-            "another replica.",
+            f"There are {why}. Try again in about {retry_s:.2g} s, or on another replica.",
             retry_after_s=retry_s,
         )
 
@@ -138,12 +172,13 @@ class Admission:
         """
         budgets, load = self.budgets, self.load()
         if self.num_requests:
-            if not load.has_room_for(num_images * self._mean_image_patches, budgets):
-                raise load.queue_full(budgets)
+            expected_patches = num_images * self._mean_image_patches
+            if not load.has_room_for(expected_patches, budgets):
+                raise load.probably_full(expected_patches, budgets)
             if self.pending_images + num_images > budgets.max_inflight_images:
-                raise load.full(Reason.INFLIGHT_IMAGES, "images", self.pending_images, budgets.max_inflight_images)
+                raise load.images_full(budgets, num_images)
             if self.pending_bytes + num_bytes > budgets.max_inflight_bytes:
-                raise load.full(Reason.INFLIGHT_BYTES, "bytes", self.pending_bytes, budgets.max_inflight_bytes)
+                raise load.bytes_full(budgets, num_bytes)
         return Grant(self, num_images, num_bytes, round(num_images * self._mean_image_patches))
 
     def predicted_delay_s(self, num_patches: int) -> float:
@@ -162,9 +197,8 @@ class Admission:
         Raises:
             RequestError: QUEUE_FULL, with ``retry_after_s``; or DEADLINE_EXCEEDED, if the time cannot suffice.
         """
-        excess = self.pending_patches + num_patches - self.budgets.max_queued_patches
-        if self.pending_patches and excess > 0:
-            raise self.load().queue_full(self.budgets, excess)
+        if self.pending_patches and self.pending_patches + num_patches > self.budgets.max_queued_patches:
+            raise self.load().queue_full(num_patches, self.budgets)
         delay_s = self.predicted_delay_s(num_patches)
         if delay_s > time_remaining_s:
             raise request_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,45 @@ def test_beyond_a_budget_a_request_is_refused_with_a_delay(request_: tuple[int, 
     assert caught.value.reason == reason
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s > 0
+
+
+@pytest.mark.parametrize(
+    ("pending", "more", "why"),
+    [
+        (40, 70, "There are 40 patches pending, this request adds 70, and 100 are allowed. Try again in about"),
+        (150, 1, "There are 150 patches pending, and no more are taken until there are fewer than 100. Try again"),
+    ],
+)
+def test_a_refusal_says_what_is_pending_what_was_asked_for_and_what_is_allowed(
+    pending: int, more: int, why: str
+) -> None:
+    busy = admission()
+    requests = [busy.admit(num_images=1, num_bytes=1) for _ in range(2)]
+    requests[0].reserve(pending, math.inf)
+    with pytest.raises(OverloadedError) as caught:
+        requests[1].reserve(more, math.inf)
+    assert caught.value.message.startswith(why)
+
+
+def test_a_refusal_by_estimate_says_so() -> None:
+    refusal = filled(81, mean=20).refusal_at_the_door()
+    assert refusal is not None
+    assert re.match(r"There are about 81 patches pending, this request adds about 2\d, and 100 are al", refusal.message)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ((8, 1), "There are 5 images pending, this request adds 8, and 10 are allowed."),
+        ((1, 600), "There are 500 bytes pending, this request adds 600, and 1000 are allowed."),
+    ],
+)
+def test_so_does_one_of_images_and_of_bytes(more: tuple[int, int], why: str) -> None:
+    busy = admission()
+    busy.admit(num_images=5, num_bytes=500)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=more[0], num_bytes=more[1])
+    assert caught.value.message.startswith(why)
 
 
 def test_a_full_queue_refuses_before_anything_is_looked_at() -> None:
