@@ -203,7 +203,8 @@ class Admission:
         if delay_s > time_remaining_s:
             raise request_error(
                 Reason.DEADLINE_EXCEEDED,
-                f"The request would take about {delay_s:.1f} s now and has {max(time_remaining_s, 0.0):.1f} s left.",
+                f"The request would take about {_duration(delay_s)} now and has "
+                f"{_duration(max(time_remaining_s, 0.0))} left.",
             )
 
     def learn(self, num_images: int, num_patches: int) -> None:
@@ -269,3 +270,11 @@ class Grant:
     def _expect_nothing(self) -> None:
         self._admission.changed(expected=-self._expected)
         self._expected = 0
+
+
+def _duration(seconds: float) -> str:
+    """For a person: in milliseconds while seconds would say nothing."""
+    milliseconds = seconds * 1e3
+    if milliseconds >= 10_000:
+        return f"{seconds:.1f} s"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"

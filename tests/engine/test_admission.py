@@ -131,6 +131,21 @@ def test_a_deadline_that_the_rate_cannot_meet_is_refused() -> None:
         busy.admit(num_images=1, num_bytes=1).reserve(60, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("patches", "remaining_s", "why"),
+    [
+        (6, 0.0081, "about 60 ms now and has 8.1 ms left."),
+        (10, -1.0, "about 100 ms now and has 0.0 ms left."),
+        (2000, 1.5, "about 20.0 s now and has 1500 ms left."),
+    ],
+)
+def test_a_deadline_s_refusal_has_numbers_that_say_something(patches: int, remaining_s: float, why: str) -> None:
+    busy = measured(Clock(), 100, patches=10_000)
+    with pytest.raises(DeadlineError) as caught:
+        busy.admit(num_images=1, num_bytes=1).reserve(patches, remaining_s)
+    assert caught.value.message.endswith(why)
+
+
 def test_a_small_request_need_not_wait_for_all_of_a_big_one() -> None:
     clock = Clock()
     busy = measured(clock, 50, patches=1000)
