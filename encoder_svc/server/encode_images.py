@@ -90,7 +90,11 @@ def _lease_s(serving: Serving, request: encoder_pb2.EncodeImagesRequest) -> floa
         return None
     seconds = request.lease_s or serving.lease_s
     if not 0 < seconds <= serving.max_lease_s:
-        raise request_error(Reason.LEASE_INVALID, f"lease_s must be above 0 and at most {serving.max_lease_s:g}.")
+        raise request_error(
+            Reason.LEASE_INVALID,
+            f"lease_s is {seconds:g}; send above 0 and at most {serving.max_lease_s:g} seconds, or 0 for the server's "
+            f"{serving.lease_s:g}.",
+        )
     return seconds
 
 

@@ -161,6 +161,21 @@ def test_a_lease_out_of_bounds_is_refused(server, photos: list[Path], lease_s: f
     with EncoderClient(server("qwen2_vl").target) as client, pytest.raises(InvalidInputError) as caught:
         client.retain(photos[:1], lease_s=lease_s)
     assert caught.value.reason == "LEASE_INVALID"
+    assert (
+        caught.value.message
+        == f"lease_s is {lease_s:g}; send above 0 and at most 600 seconds, or 0 for the server's 60."
+    )
+
+
+def test_a_lease_of_0_is_the_server_s_default(server, photos: list[Path]) -> None:
+    target = server("qwen2_vl", "--lease-s", "1", "--cache-bytes", "0").target
+    with EncoderClient(target) as client:
+        [retained] = client.retain(photos[:1], lease_s=0)
+        assert client.fetch([retained.key])
+        time.sleep(1.1)
+        with pytest.raises(NotFoundError) as caught:
+            client.fetch([retained.key])
+    assert caught.value.reason == "KEY_EXPIRED"
 
 
 async def test_a_fetch_waits_for_an_image_that_is_still_being_encoded(server) -> None:
