@@ -68,7 +68,8 @@ class OpenedImage:
         if data.startswith(JPEG_SIGNATURE):
             walk_jpeg(data)
         self._data = data
-        self._image = _open(data)
+        self._max_pixels = limits.max_image_pixels
+        self._image = _open(data, self._max_pixels)
         width, height = self._image.size
         limits.check_image_size(height, width)
         _scale_transparency(self._image, data)
@@ -98,7 +99,7 @@ class OpenedImage:
 
     def _decode_by_pillow(self) -> npt.NDArray[np.uint8]:
         """What Pillow makes of it is gone when this returns: an image that it has decoded keeps its pixels."""
-        image = _open(self._data)
+        image = _open(self._data, self._max_pixels)
         _scale_transparency(image, self._data)
         return rgb_pixels(image)
 
@@ -150,7 +151,7 @@ def decoders() -> str:
     return " ".join(f"{package} {version(package)}" for package in ("pillow", "simplejpeg"))
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -158,7 +159,10 @@ def _open(data: bytes) -> Image.Image:
             raise corrupt() from None
         raise request_error(Reason.IMAGE_FORMAT, "Not an image that is decoded here: send JPEG, PNG or WebP.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise request_error(Reason.IMAGE_PIXELS, "The image declares far more pixels than are taken.") from None
+        # Beyond Pillow's own bound, which max_image_pixels never exceeds; the sides are not told.
+        raise request_error(
+            Reason.IMAGE_PIXELS, f"The image declares far more pixels than are taken: at most {max_pixels}."
+        ) from None
     except Exception as error:
         raise corrupt() from error
 

@@ -18,6 +18,7 @@ from PIL import Image
 from encoder_svc.errors import InvalidInputError, Reason, RequestError
 from encoder_svc.images import decode
 from encoder_svc.images.decode import decoders
+from encoder_svc.images.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -392,6 +393,14 @@ def test_a_png_whose_pixels_are_fewer_than_its_header_says_is_refused_as_corrupt
     with pytest.raises(InvalidInputError) as refused:
         open_image(data).decode()
     assert refused.value.reason == Reason.IMAGE_CORRUPT
+
+
+def test_a_png_that_declares_far_too_many_pixels_is_told_how_many_are_taken(png_file) -> None:
+    data = png_file(width=2**31, height=2**31, bit_depth=8, colour_type=2, rows=b"")
+    with pytest.raises(InvalidInputError) as caught:
+        decode.OpenedImage(data, Limits(max_image_pixels=12_345))
+    assert caught.value.reason == "IMAGE_PIXELS"
+    assert caught.value.message.endswith("at most 12345.")
 
 
 def test_a_png_with_a_broken_chunk_amid_its_pixels_is_refused_as_corrupt(open_image) -> None:
