@@ -7,6 +7,7 @@ import itertools
 import random
 import struct
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -401,6 +402,17 @@ def test_a_png_that_declares_far_too_many_pixels_is_told_how_many_are_taken(png_
         decode.OpenedImage(data, Limits(max_image_pixels=12_345))
     assert caught.value.reason == "IMAGE_PIXELS"
     assert caught.value.message.endswith("at most 12345.")
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_file_that_declares_a_side_of_0_is_refused_as_corrupt(side: str, open_image) -> None:
+    data = bytearray(encode(scene(), "PNG"))
+    start = {"width": 16, "height": 20}[side]
+    data[start : start + 4] = bytes(4)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))  # the header's own
+    with pytest.raises(InvalidInputError) as caught:
+        open_image(bytes(data))
+    assert caught.value.reason == "IMAGE_CORRUPT"
 
 
 def test_a_png_with_a_broken_chunk_amid_its_pixels_is_refused_as_corrupt(open_image) -> None:
