@@ -31,6 +31,9 @@ DTYPE_NUMBERS = {
 }
 DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
+# What gRPC's client says of a call that it was told to cancel, or whose channel was closed.
+_CANCELLED_HERE = ("Locally cancelled", "Channel closed", "garbage collection")
+
 T = TypeVar("T")
 
 
@@ -75,12 +78,19 @@ def call_error(error: grpc.RpcError, target: str) -> RequestError:
         case "DEADLINE_EXCEEDED":
             return request_error(Reason.DEADLINE_EXCEEDED, "The call took longer than its timeout.")
         case "CANCELLED":
-            return request_error(Reason.CANCELLED, "The call was cancelled.")
+            return _cancelled(details, target)
         case "RESOURCE_EXHAUSTED" if "larger than max" in details:
             # gRPC refuses such a message before the server's own code sees it, so there is no ErrorInfo.
             return request_error(Reason.REQUEST_TOO_LARGE, "The request is larger than the server takes. Split it.")
         case _:
             return request_error(Reason.INTERNAL, f"The call failed: {details}", code=code)
+
+
+def _cancelled(details: str, target: str) -> RequestError:
+    if any(said in details for said in _CANCELLED_HERE):
+        return request_error(Reason.CANCELLED, "The call was cancelled.")
+    # By gRPC's server, as it stops, of a call that comes in the same moment.
+    return request_error(Reason.UNREACHABLE, f"The encoder service at {target} ended the call unanswered.")
 
 
 def _error_details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:

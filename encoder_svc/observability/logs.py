@@ -21,10 +21,12 @@ _PLAIN: Final = re.compile(r"[\w.:/@+-]+", flags=re.ASCII)
 
 
 def configure_logs(level: str, log_format: str, stream: TextIO) -> None:
-    """Sends every logger of the process to ``stream``. ``log_format`` is ``console`` or ``json``."""
+    """Sends every logger of the process to ``stream``, and what Python warns of. ``log_format`` is ``console`` or
+    ``json``."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)
 
 
 class ConsoleFormatter(logging.Formatter):

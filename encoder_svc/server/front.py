@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -18,8 +20,6 @@ from encoder_svc.server.servicer import EncoderServicer
 from encoder_svc.server.serving import Serving
 
 if TYPE_CHECKING:
-    import asyncio
-
     from encoder_svc.config import Config
     from encoder_svc.errors import RequestError
     from encoder_svc.observability.request import Observer
@@ -31,6 +31,8 @@ _MESSAGE_SLACK_BYTES: Final = 2**20
 _INT32_MAX: Final = 2**31 - 1  # gRPC's "for ever"
 # How long connections stay after the last request, so that callers read DRAINING and health watches NOT_SERVING.
 _FAREWELL_S: Final = 0.5
+# After so long without a call nobody is on the way.
+_QUIET_S: Final = 0.1
 
 
 class Front:
@@ -54,6 +56,7 @@ class Front:
         )
         self._gate = Gate(self.servicer, observer)
         self._health = health.aio.HealthServicer()
+        self._serves = False
         self._server: grpc.aio.Server | None = None
 
     async def start(self, port: int) -> int:
@@ -93,7 +96,14 @@ class Front:
     async def open(self, pipeline: Pipeline) -> None:
         """Begins to serve."""
         self.servicer.open(pipeline)
+        self._serves = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def say(self, *, is_served: bool) -> None:
+        """What health says between :meth:`open` and :meth:`drain`."""
+        if self._serves:
+            status = health_pb2.HealthCheckResponse
+            await self._set_health(status.SERVING if is_served else status.NOT_SERVING)
 
     async def drain(self, refusal: RequestError, seconds: float, hurry: asyncio.Event) -> int:
         """Takes no new request, and lets those that run finish.
@@ -107,13 +117,23 @@ class Front:
             How many were cut short.
         """
         self.servicer.close(refusal)
+        self._serves = False
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         return await self.servicer.drain(seconds, hurry)
 
     async def stop(self, *, at_once: bool = False) -> None:
         """Closes the port and its connections."""
         if self._server is not None:
+            if not at_once:
+                await self._refuse_who_still_comes()
             await self._server.stop(None if at_once else _FAREWELL_S)
+
+    async def _refuse_who_still_comes(self) -> None:
+        """For a while: gRPC, told to stop, ends calls that come in the same moment as if their callers had gone."""
+        for _ in range(round(_FAREWELL_S / _QUIET_S)):
+            if time.monotonic() - self._gate.last_call_s > _QUIET_S:
+                return
+            await asyncio.sleep(_QUIET_S)
 
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):

@@ -3,6 +3,8 @@ that is none of ours is answered here too."""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -41,12 +43,16 @@ class Gate(grpc.aio.ServerInterceptor):
     """Asks the servicer at each of its calls whether it would be refused whatever it says.
 
     A message holds images, and reading one only to refuse it costs the cores that those in work need.
+
+    Attributes:
+        last_call_s: when the last one came, by ``time.monotonic``.
     """
 
     def __init__(self, servicer: EncoderServicer, observer: Observer) -> None:
         self._servicer = servicer
         self._observer = observer
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+        self.last_call_s = -math.inf
 
     async def intercept_service(
         self,
@@ -57,6 +63,7 @@ class Gate(grpc.aio.ServerInterceptor):
         method = _METHODS.get(handler_call_details.method)
         if method is None:
             return await continuation(handler_call_details)
+        self.last_call_s = time.monotonic()
         refusal = self._servicer.refusal_at_the_door(method)
         if refusal is not None:
             return self._refuse(method, refusal)

@@ -71,7 +71,7 @@ def test_every_service_has_a_health_check() -> None:
 
 def test_the_server_is_given_longer_to_stop_than_it_drains() -> None:
     server = yaml.safe_load((DEPLOY.parent / "configs" / "server.yaml").read_text())
-    assert int(SERVICES["encoder-svc"]["stop_grace_period"].removesuffix("s")) > server["drain_s"] + 5
+    assert int(SERVICES["encoder-svc"]["stop_grace_period"].removesuffix("s")) > server["drain_s"] + 15
 
 
 def test_prometheus_finds_the_server_by_its_name_and_port() -> None:

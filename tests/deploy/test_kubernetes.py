@@ -101,7 +101,7 @@ def test_a_pod_is_given_longer_to_end_than_the_server_drains(variant: str) -> No
     [text] = render(variant)["ConfigMap"]["data"].values()
     drain_s = yaml.safe_load(text)["drain_s"]
     farewell_s = container(variant)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod(variant)["terminationGracePeriodSeconds"] >= drain_s + farewell_s + 5
+    assert pod(variant)["terminationGracePeriodSeconds"] >= drain_s + farewell_s + 15
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

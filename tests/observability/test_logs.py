@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import warnings
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def root_logger() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(capture=False)
 
 
 def line(formatter: logging.Formatter, message: str = "event", **fields: object) -> str:
@@ -86,6 +88,18 @@ def test_an_exception_is_written_with_its_traceback(log_format: str) -> None:
         written = json.loads(only)["exception"]
     assert "ValueError: broken" in written
     assert f"in {sys._getframe().f_code.co_name}" in written
+
+
+@pytest.mark.usefixtures("root_logger")
+def test_what_python_warns_of_is_a_line_too() -> None:
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        configure_logs("info", "json", stream)
+        warnings.warn("an image of odd size", stacklevel=1)
+    [only] = stream.getvalue().splitlines()
+    assert json.loads(only)["level"] == "warning"
+    assert "an image of odd size" in json.loads(only)["message"]
 
 
 @pytest.mark.usefixtures("root_logger")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from encoder_svc.client import EncoderClient, RequestError, UnavailableError
+from encoder_svc.client import AsyncEncoderClient, EncoderClient, RequestError, UnavailableError
 from tests.serving import ServerProcess
 
 if TYPE_CHECKING:
@@ -55,6 +56,29 @@ def test_after_sigterm_new_requests_are_refused(tiny_checkpoint: Callable[[str],
             with pytest.raises(UnavailableError):
                 other.encode(photos[:1])
             encoding.join()
+        assert draining.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("frontend_processes", [0, 2])
+async def test_callers_who_keep_coming_are_told_of_the_drain(
+    tiny_checkpoint: Callable[[str], Path], frontend_processes: int
+) -> None:
+    """Not that they cancelled a call, as gRPC says of calls that come as it stops."""
+
+    async def keep_coming(client: AsyncEncoderClient) -> str:
+        while True:
+            try:
+                await client.encode([noise(60)])
+            except RequestError as error:
+                return error.reason
+
+    flags = ("--device", "cpu", "--frontend-processes", str(frontend_processes))
+    with ServerProcess("--model", tiny_checkpoint("qwen2_vl"), *flags) as draining:
+        async with AsyncEncoderClient(draining.target, connections=4, timeout_s=20) as client:
+            callers = [asyncio.create_task(keep_coming(client)) for _ in range(16)]
+            await asyncio.sleep(1)
+            draining.process.send_signal(signal.SIGTERM)
+            assert set(await asyncio.gather(*callers)) == {"DRAINING"}
         assert draining.process.wait(30) == 0
 
 

@@ -82,7 +82,7 @@ class FrontEnd:
         Raises:
             ConfigError: it cannot listen.
         """
-        refusal = await self._ask("begin", config=asdict(config), port=port)
+        refusal = await self._ask("begin", config=asdict(config), port=port, alive_s=_ALIVE_S)
         if refusal is not None:
             raise ConfigError(refusal)
         self.has_begun = True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import disable_created_metrics
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from encoder_svc.observability.tracing import OpenTelemetryTracer
     from encoder_svc.server.frontends.link import Handler
     from encoder_svc.server.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+# How often in a row the device's process may fail to ask whether this one lives.
+_MAX_UNASKED: Final = 2
 
 
 def run_front_end(link: int, embeddings: int, images: int, door: int) -> int:
@@ -64,6 +70,7 @@ class _FrontEnd:
             "stop": self._stop,
         }
         self._link: Link | None = None
+        self._num_unasked = 0
         self._stopped = False
         self._tracer: OpenTelemetryTracer | None = None
         self._front: Front | None = None
@@ -78,8 +85,12 @@ class _FrontEnd:
             self._tracer.close()
         return 0
 
-    async def _begin(self, config: dict[str, Any], port: int) -> str | None:
-        """Listens, and refuses all calls; returns why not."""
+    async def _begin(self, config: dict[str, Any], port: int, alive_s: float) -> str | None:
+        """Listens, and refuses all calls; returns why not.
+
+        Args:
+            alive_s: how often the device's process asks whether this one lives.
+        """
         self._config = Config(**config)
         configure_logs(self._config.log_level, self._config.log_format, sys.stderr)
         self._metrics = Metrics()
@@ -93,6 +104,7 @@ class _FrontEnd:
         self._front = front
         self._metrics.read_at_scrape({"encoder_requests_running": lambda: observer.num_running})
         self._probe = asyncio.create_task(probe_loop_lag(self._metrics))
+        self._listening = asyncio.create_task(self._listen(front, alive_s))
         return None
 
     async def _prepare(self) -> None:
@@ -114,7 +126,21 @@ class _FrontEnd:
         return None
 
     async def _alive(self) -> None:
-        """That this is answered says it."""
+        """That this is answered says it; that it is asked says it of the device's process."""
+        self._num_unasked = 0
+
+    async def _listen(self, front: Front, alive_s: float) -> None:
+        """Health follows the device's process: while that stands still nobody is served, though this one answers.
+        Counted, not timed: where this process too stood still, nobody was silent."""
+        was_silent = False
+        while True:
+            await asyncio.sleep(alive_s)
+            self._num_unasked += 1
+            is_silent = self._num_unasked > _MAX_UNASKED
+            if is_silent != was_silent:
+                logger.error("the device's process is silent" if is_silent else "the device's process is heard again")
+                await front.say(is_served=not is_silent)
+            was_silent = is_silent
 
     async def _count(self) -> str:
         return await asyncio.to_thread(portable, self._metrics.registry)

@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc.aio
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import generate_latest
 
 from encoder_svc.client import AsyncEncoderClient, PixelValues
@@ -19,6 +21,7 @@ from encoder_svc.config import load_config
 from encoder_svc.errors import ConfigError, NotFoundError, OverloadedError, RequestError, UnavailableError
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
+from encoder_svc.server.frontends.child import FrontEnd
 from encoder_svc.server.frontends.supervisor import FrontEnds
 from encoder_svc.server.loading import Loader
 from tests.server import in_process
@@ -233,6 +236,23 @@ async def test_one_that_hangs_is_ended_and_another_takes_its_place(
         assert before[1] in inside.pids()
         async with client_of(inside) as client:
             await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(CONNECTIONS)))
+
+
+async def test_health_says_that_the_process_of_the_device_stands_still(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 0.3)
+    status = health_pb2.HealthCheckResponse
+    async with (
+        serving(tiny_checkpoint("qwen2_vl"), frontend_processes=1) as inside,
+        grpc.aio.insecure_channel(inside.target) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == status.SERVING
+        with monkeypatch.context() as silent:
+            silent.setattr(FrontEnd, "_ask", lambda front_end, what, **fields: asyncio.sleep(0))
+            assert (await watch.read()).status == status.NOT_SERVING
+        assert (await watch.read()).status == status.SERVING
 
 
 async def test_a_drain_does_not_wait_for_one_that_hangs(
