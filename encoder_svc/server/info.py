@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
 from encoder_svc._generated.encoder.v1 import encoder_pb2
-from encoder_svc.engine.admission import Budgets
+from encoder_svc.engine.load import Budgets
 from encoder_svc.images.limits import Limits
 from encoder_svc.models.workflow import load_input_processor
 from encoder_svc.transport.chunks import MAX_CHUNK_BYTES

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from encoder_svc.engine.admission import Admission, Budgets, Grant
+from encoder_svc.engine.admission import Admission, Grant
+from encoder_svc.engine.load import Budgets
 from encoder_svc.engine.throughput import ThroughputMeter
 from encoder_svc.errors import DeadlineError, OverloadedError, RequestError
 

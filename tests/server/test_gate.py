@@ -11,7 +11,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2_grpc
-from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.engine.admission import Admission
+from encoder_svc.engine.load import Budgets
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.server.gate import Gate

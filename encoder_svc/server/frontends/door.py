@@ -6,10 +6,10 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Final
 
-from encoder_svc.engine.admission import Load
+from encoder_svc.engine.load import Load
 
 if TYPE_CHECKING:
-    from encoder_svc.engine.admission import Budgets
+    from encoder_svc.engine.load import Budgets
     from encoder_svc.errors import RequestError
 
 # Each number is written whole; that two of them may be of different moments does no harm.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from encoder_svc.engine.admission import Admission, Budgets
+from encoder_svc.engine.admission import Admission
+from encoder_svc.engine.load import Budgets
 from encoder_svc.server.frontends.door import DoorSign, DoorSignReader
 from encoder_svc.transport.arena import new_shared_file
 

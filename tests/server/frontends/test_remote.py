@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from encoder_svc.engine.admission import Budgets, Load
+from encoder_svc.engine.load import Budgets, Load
 from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.images.types import GridThw, ProcessedImage
 from encoder_svc.server.core import Decoded
