@@ -138,7 +138,8 @@ class _FrontEnd:
             self._num_unasked += 1
             is_silent = self._num_unasked > _MAX_UNASKED
             if is_silent != was_silent:
-                logger.error("the device's process is silent" if is_silent else "the device's process is heard again")
+                level, what = (logging.ERROR, "silent") if is_silent else (logging.WARNING, "heard again")
+                logger.log(level, "the process of the device is %s", what)
                 await front.say(is_served=not is_silent)
             was_silent = is_silent
 
@@ -147,6 +148,7 @@ class _FrontEnd:
 
     async def _drain(self, reason: str, message: str, seconds: float) -> int:
         assert self._front is not None
+        self._listening.cancel()  # nobody asks any more
         return await self._front.drain(request_error(Reason(reason), message), seconds, self._hurry)
 
     async def _stop(self, at_once: bool) -> None:  # by name, over the link
