@@ -99,7 +99,7 @@ def test_without_a_target_it_asks_the_port_of_the_environment(server: Callable[.
 
 def test_the_variables_that_kubernetes_adds_beside_a_service_are_no_port() -> None:
     done = health("--timeout-s", "1", environment={"ENCODER_PORT": "tcp://10.0.0.1:6000"})
-    assert "127.0.0.1:50051" in done.stderr
+    assert "127.0.0.1:50051" in done.stderr  # where nobody serves: whoever takes that port in these tests is alone
 
 
 def test_it_starts_light() -> None:

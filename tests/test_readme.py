@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.serving import ENVIRONMENT, ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# The examples name a port, of which there is one.
+pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[1]
 

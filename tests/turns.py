@@ -1,4 +1,5 @@
-"""Tests that measure time or memory are alone: none runs beside them in another worker of pytest-xdist."""
+"""Tests that measure time or memory, or take a port by its number, are alone: none runs beside them in another worker
+of pytest-xdist."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from encoder_svc.observability.tracer import make_tracer
 from encoder_svc.observability.web import metrics_server
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.kernel_cache import use_kernel_cache
-from encoder_svc.server.address import bare_host
+from encoder_svc.server.address import bare_host, listen_address
 from encoder_svc.server.entrance import InProcess, with_front_ends
 from encoder_svc.server.gauges import core_gauges
 from encoder_svc.server.loading import Loader
@@ -162,7 +162,7 @@ class Server:
         phases.end("first_image")
         self._metrics.set_start(phases.seconds())
         logger.info("started in %s", phases.describe())
-        logger.info("serving %s on %s:%d", loaded.tower.model, self._config.host, port)
+        logger.info("serving %s on %s", loaded.tower.model, listen_address(self._config.host, port))
         await self._until_stopped_or_broken(loaded.core)
         return await self._drain(loaded.core)
 
