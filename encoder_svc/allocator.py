@@ -1,4 +1,4 @@
-"""glibc's malloc, told to keep a process's memory flat and at hand, and Python's collector of cycles.
+"""glibc's malloc, told to keep a process's memory flat and at hand.
 
 By default glibc gives each thread a heap of its own. Photographs of all sizes, decoded on several threads, leave holes
 in each of them, and resident memory creeps up (docs/memory.md has the figures). One shared heap fills its holes. The
@@ -11,7 +11,6 @@ anew: some two hundred page faults for each of a small model, thousands where ro
 from __future__ import annotations
 
 import ctypes
-import gc
 import platform
 from typing import Final
 
@@ -24,9 +23,6 @@ _KEPT_BYTES: Final = 128 * 2**20
 _LARGEST_OF_HEAP_BYTES: Final = 32 * 2**20
 """As much as glibc takes. By itself it begins at 128 KiB and goes there as blocks are freed; not so once it was told
 what to keep."""
-
-_DEFAULT_THRESHOLDS: Final = gc.get_threshold()
-_NEW_OBJECTS_WHILE_LOADING: Final = 100_000
 
 
 def use_one_heap() -> None:
@@ -43,17 +39,3 @@ def give_back_what_is_free() -> None:
     """Pages that hold nothing, wherever in the heap they are, but for what is kept at its end."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(_KEPT_BYTES)
-
-
-def look_for_cycles_rarely() -> None:
-    """Until :func:`spare_what_is_loaded`, while all that is made is imported and stays: to look through it again and
-    again takes a fifth of the imports' time. Not switched off, for callers are refused meanwhile, maybe for long."""
-    gc.set_threshold(_NEW_OBJECTS_WHILE_LOADING)
-
-
-def spare_what_is_loaded() -> None:
-    """Has Python's collector of cycles leave alone what is there by now: modules, weights, kernels. To look through
-    those two hundred thousand objects again takes a tenth of a second, in which every thread stands still."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_DEFAULT_THRESHOLDS)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from encoder_svc import __version__
-from encoder_svc.allocator import look_for_cycles_rarely
 from encoder_svc.bench.arguments import DESCRIPTION as BENCH_DESCRIPTION
 from encoder_svc.bench.arguments import add_bench_arguments
 from encoder_svc.config import environment_name, flag_name, load_config, options, set_unless_set
 from encoder_svc.connection import add_connection_arguments, connection, local_connection
 from encoder_svc.errors import EncoderSvcError, StartupError
+from encoder_svc.garbage import look_for_cycles_rarely
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

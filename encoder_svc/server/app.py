@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import disable_created_metrics
 
 from encoder_svc import __version__
-from encoder_svc.allocator import spare_what_is_loaded, use_one_heap
+from encoder_svc.allocator import use_one_heap
 from encoder_svc.config import platform_switches
 from encoder_svc.errors import BrokenDeviceError, ConfigError, Reason, request_error
+from encoder_svc.garbage import spare_what_is_loaded
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.metrics import Metrics
@@ -145,14 +146,10 @@ class Server:
             loaded = await self._load()
         except BrokenDeviceError as error:
             logger.critical("%s", error)
-            await self._entrance.stop(at_once=True)
-            self.has_stuck_thread = True
-            return EXIT_DEVICE_BROKEN
+            return await self._give_up(EXIT_DEVICE_BROKEN)
         if loaded is None:
             logger.info("stopped while loading")
-            await self._entrance.stop(at_once=True)
-            self.has_stuck_thread = True
-            return EXIT_OK
+            return await self._give_up(EXIT_OK)
         self._metrics.set_build_info(**_build_info(loaded.tower))
         self._metrics.read_at_scrape(core_gauges(loaded.core))
         self._is_loaded()
@@ -165,6 +162,12 @@ class Server:
         logger.info("serving %s on %s", loaded.tower.model, listen_address(self._config.host, port))
         await self._until_stopped_or_broken(loaded.core)
         return await self._drain(loaded.core)
+
+    async def _give_up(self, code: int) -> int:
+        """Ends in the midst of a start, of which a thread still runs."""
+        await self._entrance.stop(at_once=True)
+        self.has_stuck_thread = True
+        return code
 
     def _draining_s(self) -> float:
         """For how long it has been draining; 0 if it is not."""

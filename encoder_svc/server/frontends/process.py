@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import disable_created_metrics
 
-from encoder_svc.allocator import look_for_cycles_rarely, spare_what_is_loaded, use_one_heap
+from encoder_svc.allocator import use_one_heap
 from encoder_svc.config import Config
 from encoder_svc.errors import ConfigError, Reason, request_error
+from encoder_svc.garbage import look_for_cycles_rarely, spare_what_is_loaded
 from encoder_svc.observability.logs import configure_logs
 from encoder_svc.observability.loop_lag import probe_loop_lag
 from encoder_svc.observability.merge import portable

@@ -9,7 +9,7 @@ import pytest
 
 _COLLECTIONS = """
 import gc
-from encoder_svc import allocator
+from encoder_svc import garbage
 
 {call}
 before = gc.get_stats()[0]["collections"]
@@ -22,8 +22,8 @@ print(gc.get_stats()[0]["collections"] - before)
     ("call", "is_rare"),
     [
         ("pass", False),
-        ("allocator.look_for_cycles_rarely()", True),
-        ("allocator.look_for_cycles_rarely(); allocator.spare_what_is_loaded()", False),
+        ("garbage.look_for_cycles_rarely()", True),
+        ("garbage.look_for_cycles_rarely(); garbage.spare_what_is_loaded()", False),
     ],
 )
 def test_cycles_are_looked_for_rarely_until_all_is_loaded(call: str, is_rare: bool) -> None:
@@ -33,7 +33,7 @@ def test_cycles_are_looked_for_rarely_until_all_is_loaded(call: str, is_rare: bo
 
 
 def test_what_is_loaded_is_not_looked_through_again() -> None:
-    call = "from encoder_svc.allocator import spare_what_is_loaded as spare; spare(); import gc"
+    call = "from encoder_svc.garbage import spare_what_is_loaded as spare; spare(); import gc"
     program = f"{call}; print(gc.get_freeze_count())"
     said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert int(said) > 5_000
