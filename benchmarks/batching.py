@@ -98,7 +98,7 @@ class PretendedBatch:
 async def measure(arguments: argparse.Namespace) -> None:
     device = PretendedDevice(arguments)
     scheduler = Scheduler(max_batch_patches=arguments.max_batch_images, max_batch_images=arguments.max_batch_images)
-    engine = Engine(device, scheduler, watch=DeviceWatch(Metrics()))
+    engine = Engine([device], scheduler, watch=DeviceWatch(Metrics()))
     image = ProcessedImage(GridThw(1, 1, 1), np.zeros((1, 1), np.uint8))
     started_s = time.monotonic()
     latencies_s: list[float] = []

@@ -155,6 +155,13 @@ class Config:
         None, _text, "FILE", "PEM certificates; callers must show one that these signed (mutual TLS)"
     )
     device: str = _option("auto", _text, "DEVICE", "auto, cpu, cuda or cuda:N; auto is cuda where there is one")
+    cpu_devices: int = _option(
+        1,
+        _at_least(1, at_most=64),
+        "N",
+        "on a CPU: processes that its cores are divided among, each with the model and batches of its own; for narrow "
+        "models, which gain little by a second core: one for each core",
+    )
     dtype: str = _option(
         "auto",
         _one_of("auto", "float32", "float16", "bfloat16"),

@@ -102,6 +102,7 @@ def test_the_options_are_these() -> None:
         "tls_key",
         "tls_client_ca",
         "device",
+        "cpu_devices",
         "dtype",
         "mm_encoder_attn_backend",
         "mm_encoder_flash_attn_implementation",

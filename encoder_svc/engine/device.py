@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from encoder_svc.engine.gaps import LayerGaps
     from encoder_svc.images.types import EncoderImage
 
 
@@ -45,16 +44,23 @@ class Submitted(Protocol):
         """Blocks until the batch is through."""
 
 
+class Gaps(Protocol):
+    """Where short jobs run beside a long batch of the same device; see engine/gaps.py."""
+
+    def offer(self, job: Callable[[], None]) -> None:
+        """``job`` runs in the next gap that is come to, if any is; it must not raise."""
+
+
 class Runner(Protocol):
-    """A device as the engine sees it.
+    """A device as the engine sees it."""
 
-    Attributes:
-        depth: how many batches may be in flight; see engine/places.py.
-        gaps: where short batches may run while a long one does; None where they cannot.
-    """
+    @property
+    def depth(self) -> int:
+        """How many batches may be in flight; see engine/places.py."""
 
-    depth: int
-    gaps: LayerGaps | None
+    @property
+    def gaps(self) -> Gaps | None:
+        """Where short batches may run while a long one does; None where they cannot."""
 
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """Gives a batch to the device. Only the device thread calls it. Raises what the device raised."""

@@ -113,11 +113,14 @@ class Scheduler(Generic[TicketT]):
         """Whether as much waits as one batch may hold."""
         return self.queued_patches >= self.max_batch_patches or len(self) >= self.max_batch_images
 
-    def next_batch(self, now_s: float, at_most_patches: int | None = None) -> tuple[list[TicketT], list[TicketT]]:
+    def next_batch(
+        self, now_s: float, at_most_patches: int | None = None, *, num_sharers: int = 1
+    ) -> tuple[list[TicketT], list[TicketT]]:
         """Takes the next batch off the queue.
 
         Args:
             at_most_patches: a bound for this batch alone, for its first image too.
+            num_sharers: how many devices would take a batch now: none takes more than its share, but for one image.
 
         Returns:
             The batch, empty only if nothing waits that may go now; and every ticket whose deadline passed, wherever it
@@ -125,12 +128,13 @@ class Scheduler(Generic[TicketT]):
         """
         expired = self._expire(now_s)
         num_flows = self._num_flows()
+        budget = min(self.max_batch_patches, -(-self.queued_patches // num_sharers))
         batch: list[TicketT] = []
         patches = 0
         while self._by_turn and len(batch) < self.max_batch_images:
             entry = self._by_turn[0]
             if entry.ticket in self._queued:
-                if batch and not self._may_join(entry.ticket.num_patches, patches):
+                if batch and not self._may_join(entry.ticket.num_patches, patches, budget):
                     break
                 if at_most_patches is not None and patches + entry.ticket.num_patches > at_most_patches:
                     break
@@ -144,9 +148,9 @@ class Scheduler(Generic[TicketT]):
         self._bury()
         return batch, expired
 
-    def _may_join(self, num_patches: int, batch_patches: int) -> bool:
+    def _may_join(self, num_patches: int, batch_patches: int, budget: int) -> bool:
         longer = batch_patches + num_patches
-        if longer > self.max_batch_patches or (self.separates and num_patches * _SHORT_PART <= batch_patches):
+        if longer > budget or (self.separates and num_patches * _SHORT_PART <= batch_patches):
             return False
         return longer <= _MAX_STRETCH * batch_patches or longer * _SHORT_PART <= self.max_batch_patches
 

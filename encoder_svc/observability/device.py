@@ -17,14 +17,18 @@ _DUTY_WINDOW_S: Final = 15.0
 class DeviceWatch:
     """Told of every batch; belongs to the event loop. A scrape's thread may read it.
 
+    Args:
+        num_devices: that batches are given to, alike: how busy they are is said of them in the mean.
+
     Attributes:
         last_progress_s: seconds since 1970 at which a batch last came back; that of the start until one has.
     """
 
-    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic, *, num_devices: int = 1) -> None:
         self.last_progress_s = time.time()
         self._metrics = metrics
         self._clock = clock
+        self._num_devices = num_devices
         self._begun_s: dict[int, float] = {}
         self._num_begun = 0
         # Busy seconds, forgotten exponentially; in the long run of a full device they are the window's length.
@@ -60,6 +64,7 @@ class DeviceWatch:
     ) -> None:
         """A batch came back, or never will. ``busy_s``: its forward pass."""
         now_s = self._clock()
+        busy_s /= self._num_devices
         del self._begun_s[batch]
         self._busy_s = self._remembered_s(now_s) + busy_s
         self._forgotten_until_s = now_s

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import disable_created_metrics
 
-from encoder_svc import __version__
 from encoder_svc.allocator import use_one_heap
 from encoder_svc.config import platform_switches
 from encoder_svc.errors import BrokenDeviceError, ConfigError, Reason, request_error
@@ -31,14 +30,15 @@ from encoder_svc.platforms.kernel_cache import use_kernel_cache
 from encoder_svc.server.address import bare_host, listen_address
 from encoder_svc.server.entrance import InProcess, with_front_ends
 from encoder_svc.server.gauges import core_gauges
+from encoder_svc.server.info import DTYPE_NAMES
 from encoder_svc.server.loading import Loader
 from encoder_svc.temporary import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from encoder_svc._generated.encoder.v1.encoder_pb2 import GetModelInfoResponse
     from encoder_svc.config import Config, LoadedConfig
-    from encoder_svc.models.tower import VisionTower
     from encoder_svc.server.entrance import Entrance
     from encoder_svc.server.loading import Loaded
     from encoder_svc.server.local_core import LocalCore
@@ -150,7 +150,7 @@ class Server:
         if loaded is None:
             logger.info("stopped while loading")
             return await self._give_up(EXIT_OK)
-        self._metrics.set_build_info(**_build_info(loaded.tower))
+        self._metrics.set_build_info(**_build_info(loaded.facts.info))
         self._metrics.read_at_scrape(core_gauges(loaded.core))
         self._is_loaded()
         await self._entrance.open(loaded)
@@ -159,9 +159,9 @@ class Server:
         phases.end("first_image")
         self._metrics.set_start(phases.seconds())
         logger.info("started in %s", phases.describe())
-        logger.info("serving %s on %s", loaded.tower.model, listen_address(self._config.host, port))
+        logger.info("serving %s on %s", loaded.facts.info.model, listen_address(self._config.host, port))
         await self._until_stopped_or_broken(loaded.core)
-        return await self._drain(loaded.core)
+        return await self._drain(loaded)
 
     async def _give_up(self, code: int) -> int:
         """Ends in the midst of a start, of which a thread still runs."""
@@ -200,16 +200,17 @@ class Server:
         for task in (*background, *ends):
             task.cancel()
 
-    async def _drain(self, core: LocalCore) -> int:
+    async def _drain(self, loaded: Loaded) -> int:
         """Lets running requests finish. Returns the exit code."""
-        broken = core.engine.broken.is_set()
+        broken = loaded.core.engine.broken.is_set()
         self._stop.set()
         self._is_open = False
         self._draining_since_s = time.monotonic()
         logger.info("draining for up to %g s; a second signal ends it", self._config.drain_s)
         num_cut_short = await self._entrance.drain(_BROKEN if broken else _DRAINING, self._hurry)
         await self._entrance.stop()
-        await core.engine.aclose()
+        await loaded.core.engine.aclose()
+        await asyncio.to_thread(loaded.close)
         if num_cut_short:
             logger.warning("ended %d requests that had not finished", num_cut_short)
         logger.info("stopped")
@@ -231,17 +232,17 @@ def _entrance(config: Config, observer: Observer) -> Entrance:
     return FrontEnds(config, observer)
 
 
-def _build_info(tower: VisionTower) -> dict[str, str]:
+def _build_info(info: GetModelInfoResponse) -> dict[str, str]:
     return {
-        "version": __version__,
-        "model": tower.model,
-        "revision": tower.revision,
-        "platform": tower.platform.name,
-        "device": tower.platform.device_name(),
-        "dtype": tower.dtype,
-        "attn_backend": tower.selection.backend,
-        "attn_implementation": tower.selection.implementation,
-        "attn_source": tower.selection.source,
+        "version": info.server_version,
+        "model": info.model,
+        "revision": info.revision,
+        "platform": info.platform,
+        "device": info.device_name,
+        "dtype": DTYPE_NAMES[info.dtype],
+        "attn_backend": info.attention.backend,
+        "attn_implementation": info.attention.implementation,
+        "attn_source": info.attention.source,
     }
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from encoder_svc.server.info import ModelFacts
 
 
-async def encode_first_image(engine: Engine, facts: ModelFacts) -> None:
-    """Decodes, resizes and encodes it.
+async def encode_first_image(engine: Engine, facts: ModelFacts, num_devices: int = 1) -> None:
+    """Decodes, resizes and encodes it, once on each device.
 
     Raises:
         BrokenDeviceError: the device cannot encode it, nor anything else.
@@ -27,7 +27,11 @@ async def encode_first_image(engine: Engine, facts: ModelFacts) -> None:
     # Not the operator's limits: those are on what callers send.
     plan = facts.load_processor(Limits()).plan(EncodedImageBytes(photograph))
     try:
-        await engine.encode(await asyncio.to_thread(plan.process))
+        image = await asyncio.to_thread(plan.process)
+        outcomes = await asyncio.gather(*(engine.encode(image) for _ in range(num_devices)), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
     except RequestError as error:
         refusal = BrokenDeviceError if engine.broken.is_set() else StartupError
         raise refusal(_explain(error, facts)) from error

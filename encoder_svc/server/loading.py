@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,7 @@ from encoder_svc.engine.engine import Engine
 from encoder_svc.engine.graphs import bucket_sizes
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.engine.scheduler import Scheduler
+from encoder_svc.errors import ConfigError
 from encoder_svc.models.checkpoint import Checkpoint
 from encoder_svc.models.ops_choice import refuse_quantisation
 from encoder_svc.models.tower import VisionTower, load_tower, make_attention
@@ -28,7 +31,7 @@ from encoder_svc.observability.device import DeviceWatch
 from encoder_svc.platforms import platform_for_device, resolve_device
 from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.first_image import encode_first_image
-from encoder_svc.server.info import ModelFacts, budgets_of, limits_of, model_facts
+from encoder_svc.server.info import DTYPE_NAMES, ModelFacts, budgets_of, limits_of, model_facts
 from encoder_svc.server.local_core import LocalCore
 
 if TYPE_CHECKING:
@@ -36,9 +39,11 @@ if TYPE_CHECKING:
 
     from encoder_svc.attention import MMEncoderAttention
     from encoder_svc.config import Config
+    from encoder_svc.engine.device import Runner
     from encoder_svc.engine.work import Work
     from encoder_svc.observability.metrics import Metrics
     from encoder_svc.observability.start import StartPhases
+    from encoder_svc.transport.arena import Arena
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +55,33 @@ _MAX_BATCH_PATCHES_ON_CPU = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready to encode."""
+    """A model that is ready to encode.
 
-    tower: VisionTower
-    runner: DeviceRunner
-    core: LocalCore
+    Attributes:
+        land_in: see :meth:`encoder_svc.engine.runner.DeviceRunner.land_in`.
+        close: ends the processes of devices, once nothing is encoded any more. Takes a while.
+    """
+
     facts: ModelFacts
+    core: LocalCore
+    land_in: Callable[[Arena], None]
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    """Those that the model was loaded on; see :class:`Loaded`.
+
+    Attributes:
+        call_when_lost: what it is given is called in a thread when one of them is gone.
+    """
+
+    runners: list[Runner]
+    facts: ModelFacts
+    max_batch_patches: int
+    land_in: Callable[[Arena], None] = lambda arena: None
+    call_when_lost: Callable[[Callable[[], object]], None] = lambda call: None
+    close: Callable[[], None] = lambda: None
 
 
 class Loader:
@@ -70,11 +96,14 @@ class Loader:
             StartupError: the checkpoint, the device or the attention backend cannot be served.
         """
         self._config = config
+        self._model = model
         self._metrics = metrics
         self.phases = phases
         # torch counts the machine's cores, not those that a container's quota leaves.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self._device = resolve_device(config.device)
+        if config.cpu_devices > 1:
+            refuse_cpu_devices(self._device)
         self._platform = platform_for_device(self._device, platform_switches(config))
         self._dtype = self._platform.default_dtype() if config.dtype == "auto" else config.dtype
         phases.end("device")
@@ -107,32 +136,61 @@ class Loader:
         # A thread of its own: it cannot be interrupted, and the loop's own threads are waited for at the end.
         thread = ThreadPoolExecutor(1, thread_name_prefix="load")
         loop = asyncio.get_running_loop()
-        tower = await loop.run_in_executor(thread, self.load_tower, attention_ended)
-        runner = DeviceRunner(tower)
-        max_batch_patches = await loop.run_in_executor(thread, self._warm_up, runner)
-        if tower.device.type != "cpu":
-            torch.set_num_threads(1)  # a batch is packed by one thread: a team would wait for cores that others want
-        thread.shutdown()
-        core = self._core(runner, max_batch_patches)
-        facts = model_facts(tower, limits_of(self._config))
-        await encode_first_image(core.engine, facts)
-        logger.info(
-            "loaded %s (%s, %s on %s)",
-            tower.model,
-            tower.workflow.model_type,
-            tower.dtype,
-            self._platform.device_name(),
-        )
-        return Loaded(tower, runner, core, facts)
-
-    def load_tower(self, attention_ended: Callable[[], object] = lambda: None) -> VisionTower:
-        """The encoder alone, as :meth:`load` loads it."""
 
         def phase_ended(phase: str) -> None:
             self.phases.end(phase)
             if phase == "attention":
                 attention_ended()
 
+        in_processes = self._config.cpu_devices > 1
+        devices = await loop.run_in_executor(thread, self._in_processes if in_processes else self._here, phase_ended)
+        if in_processes or self._device != "cpu":
+            torch.set_num_threads(1)  # a batch is packed by one thread: a team would wait for cores that others want
+        thread.shutdown()
+        core = self._core(devices)
+        devices.call_when_lost(partial(loop.call_soon_threadsafe, core.engine.give_up, "its process ended"))
+        info = devices.facts.info
+        try:
+            await encode_first_image(core.engine, devices.facts, len(devices.runners))
+        except BaseException:
+            await asyncio.to_thread(devices.close)
+            raise
+        logger.info("loaded %s (%s, %s on %s)", info.model, info.family, DTYPE_NAMES[info.dtype], info.device_name)
+        return Loaded(devices.facts, core, devices.land_in, devices.close)
+
+    def _here(self, phase_ended: Callable[[str], None]) -> _Devices:
+        """One device, of this process."""
+        tower = self.load_tower(phase_ended)
+        runner, max_batch_patches = self.make_runner(tower)
+        facts = model_facts(tower, limits_of(self._config))
+        return _Devices([runner], facts, max_batch_patches, land_in=runner.land_in)
+
+    def _in_processes(self, phase_ended: Callable[[str], None]) -> _Devices:
+        """Several, each in a process of its own."""
+        from encoder_svc.server.devices.start import DeviceProcesses
+
+        processes = DeviceProcesses(self._config, self._model)
+        try:
+            info, max_batch_patches = processes.wait_until_loaded(phase_ended)
+            facts = ModelFacts(info, self._settings, self._checkpoint.workflow.input_processor)
+            runners = processes.open(facts)
+        except BaseException:
+            processes.close()
+            raise
+        return _Devices(
+            [*runners],
+            facts,
+            max_batch_patches,
+            call_when_lost=processes.call_when_lost,
+            close=processes.close,
+        )
+
+    def load_tower(self, phase_ended: Callable[[str], None] = lambda phase: None) -> VisionTower:
+        """The encoder alone, as :meth:`load` loads it.
+
+        Args:
+            phase_ended: see :func:`encoder_svc.models.tower.load_tower`.
+        """
         config, merge_size = self._config, self._settings.merge_size
         graph_max_patches = config.cuda_graph_max_patches
         return load_tower(
@@ -170,30 +228,43 @@ class Loader:
         )
         return attention
 
-    def _warm_up(self, runner: DeviceRunner) -> int:
-        config = self._config
+    def make_runner(self, tower: VisionTower) -> tuple[DeviceRunner, int]:
+        """Has a tower ready for batches. Returns what runs them, and the largest, in patches."""
+        config, runner = self._config, DeviceRunner(tower)
         default = _MAX_BATCH_PATCHES_ON_CPU if self._device == "cpu" else _MAX_BATCH_PATCHES
-        return runner.warm_up(
+        max_batch_patches = runner.warm_up(
             graph_max_patches=config.cuda_graph_max_patches,
             memory_fraction=config.memory_fraction,
             max_batch_patches=config.max_batch_patches or default,
             phase_ended=self.phases.end,
         )
+        return runner, max_batch_patches
 
-    def _core(self, runner: DeviceRunner, max_batch_patches: int) -> LocalCore:
+    def _core(self, devices: _Devices) -> LocalCore:
         config = self._config
         scheduler: Scheduler[Work] = Scheduler(
-            max_batch_patches=max_batch_patches,
+            max_batch_patches=devices.max_batch_patches,
             max_batch_images=config.max_batch_images,
         )
-        watch = DeviceWatch(self._metrics)
+        watch = DeviceWatch(self._metrics, num_devices=len(devices.runners))
         return LocalCore(
-            engine=Engine(runner, scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
+            engine=Engine(devices.runners, scheduler, watch=watch, watchdog_s=config.watchdog_s or math.inf),
             admission=Admission(budgets_of(config), time.monotonic),
             store=EmbeddingStore(config.cache_bytes, config.max_leased_bytes, time.monotonic),
             flights=SingleFlight(),
             promises=Promises(),
         )
+
+
+def refuse_cpu_devices(device: str) -> None:
+    """
+    Raises:
+        ConfigError: a CPU cannot be divided into several devices here.
+    """
+    if device != "cpu":
+        raise ConfigError(f"--cpu-devices divides a CPU's cores, and the device is {device}.")
+    if not hasattr(os, "memfd_create"):
+        raise ConfigError("--cpu-devices needs memory that processes share, as Linux has it.")
 
 
 def _progress_bar(names: Iterable[str], total: int) -> Iterable[str]:

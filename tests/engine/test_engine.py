@@ -90,9 +90,9 @@ def image(number: int, patches: int = 4) -> ProcessedImage:
     return ProcessedImage(GridThw(1, 2, patches // 2), np.full((patches, 3, 2, 2), number, np.uint8))
 
 
-def engine(device: Device, *, watchdog_s: float = 10, watch: DeviceWatch | None = None, **bounds: int) -> Engine:
+def engine(*devices: Device, watchdog_s: float = 10, watch: DeviceWatch | None = None, **bounds: int) -> Engine:
     return Engine(
-        device,
+        devices,
         Scheduler(**({"max_batch_patches": 16, "max_batch_images": 8} | bounds)),
         watch=watch or DeviceWatch(Metrics()),
         watchdog_s=watchdog_s,
@@ -202,6 +202,73 @@ async def test_what_is_computed_makes_room_while_it_is_on_its_way_back() -> None
     assert not any(task.done() for task in tasks)
     device.gate.set()
     assert await outcomes(tasks) == [0, 1, 2]
+    await running.aclose()
+
+
+async def test_devices_that_are_free_share_what_comes_at_once() -> None:
+    running = engine(first := Device(), second := Device())
+    assert await outcomes([running.encode(image(n)) for n in range(4)]) == [0, 1, 2, 3]
+    assert (first.batches, second.batches) == ([[0, 1]], [[2, 3]])
+    await running.aclose()
+
+
+async def test_a_device_takes_what_comes_while_another_is_busy() -> None:
+    running = engine(first := Device(), second := Device())
+    held = await behind_a_gate(running, first)
+    assert await outcomes([running.encode(image(n)) for n in (1, 2)]) == [1, 2]
+    assert (first.batches, second.batches) == ([[0]], [[1, 2]])
+    first.gate.set()
+    assert await outcomes(held) == [0]
+    await running.aclose()
+
+
+async def test_a_short_image_takes_a_free_device_rather_than_a_gap_of_one_that_is_busy() -> None:
+    gaps = SimpleNamespace(offer=lambda job: pytest.fail("a gap was taken"))
+    running = engine(first := Device(gaps=gaps), second := Device(gaps=gaps))
+    first.gate.clear()
+    large = asyncio.create_task(running.encode(image(0, 16)))
+    while not first.batches:
+        await asyncio.sleep(0.001)
+    assert await outcomes([running.encode(image(1))]) == [1]
+    assert second.batches == [[1]]
+    first.gate.set()
+    assert await outcomes([large]) == [0]
+    await running.aclose()
+
+
+async def test_a_short_image_takes_a_gap_where_all_devices_are_busy() -> None:
+    offered: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    busy = SimpleNamespace(offer=offered.put)
+    devices = [Device(gaps=busy), Device(gaps=busy)]
+    holding = threading.Event()
+
+    def hold(numbers: list[int]) -> None:
+        if numbers != [2]:
+            holding.wait(10)
+
+    for device in devices:
+        device.fault = hold
+    running = engine(*devices)
+    large = [asyncio.create_task(running.encode(image(n, 16))) for n in (0, 1)]
+    while not all(device.batches for device in devices):
+        await asyncio.sleep(0.001)
+    small = asyncio.create_task(running.encode(image(2)))
+    while offered.empty():
+        await asyncio.sleep(0.001)
+    await asyncio.to_thread(offered.get(timeout=10))
+    assert await outcomes([small]) == [2]
+    holding.set()
+    assert await outcomes(large) == [0, 1]
+    await running.aclose()
+
+
+async def test_one_device_that_breaks_breaks_the_engine() -> None:
+    def fault(numbers: list[int]) -> None:
+        raise RuntimeError("sticky")
+
+    running = engine(Device(), Device(fault=fault, broken=True))
+    assert await outcomes([running.encode(image(n)) for n in range(2)]) == [0, "DEVICE_BROKEN"]
+    assert running.broken.is_set()
     await running.aclose()
 
 

@@ -104,7 +104,7 @@ async def test_a_small_image_does_not_wait_for_a_large_one(tiny_checkpoint: Call
     tower = load(tiny_checkpoint("qwen2_vl"))
     runner = DeviceRunner(tower)
     engine = Engine(
-        runner, Scheduler(max_batch_patches=4096, max_batch_images=64), watch=DeviceWatch(Metrics()), watchdog_s=30
+        [runner], Scheduler(max_batch_patches=4096, max_batch_images=64), watch=DeviceWatch(Metrics()), watchdog_s=30
     )
     ended: list[str] = []
     small_asked, small_queued = threading.Event(), threading.Event()

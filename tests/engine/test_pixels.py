@@ -145,7 +145,7 @@ def test_the_resize_is_timed_by_itself(tower: VisionTower) -> None:
 async def encode_all(tower: VisionTower, images: list[EncoderImage]) -> tuple[list[object], Engine]:
     """What came of each: bytes, or the reason why not."""
     scheduler = Scheduler(max_batch_patches=100_000, max_batch_images=64)
-    engine = Engine(DeviceRunner(tower), scheduler, watch=DeviceWatch(Metrics()))
+    engine = Engine([DeviceRunner(tower)], scheduler, watch=DeviceWatch(Metrics()))
     ended = await asyncio.gather(*map(engine.encode, images), return_exceptions=True)
     await engine.aclose()
     seen = [str(end.reason) if isinstance(end, RequestError) else bytes(end.data) for end in ended]

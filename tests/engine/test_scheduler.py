@@ -69,9 +69,9 @@ class Schedules(RuleBasedStateMachine):
     def remove_one_that_is_gone(self, data: st.DataObject) -> None:
         assert not self.scheduler.remove(data.draw(st.sampled_from(self.gone)))
 
-    @rule()
-    def next_batch(self) -> None:
-        batch, expired = self.scheduler.next_batch(self.now_s)
+    @rule(num_sharers=st.integers(1, 3))
+    def next_batch(self, num_sharers: int = 1) -> None:
+        batch, expired = self.scheduler.next_batch(self.now_s, num_sharers=num_sharers)
         # Nothing lost, nothing twice, and every ticket whose time is up is dropped at once, wherever it waited.
         assert set(expired) == {ticket for ticket in self.waiting if ticket.deadline_s <= self.now_s}
         left = [ticket for ticket in self.waiting if ticket.deadline_s > self.now_s]
@@ -80,15 +80,17 @@ class Schedules(RuleBasedStateMachine):
         for flow in ("a", "b", "c"):
             taken = [ticket for ticket in batch if ticket.flow == flow]
             assert taken == [ticket for ticket in left if ticket.flow == flow][: len(taken)]
+        share = math.ceil(sum(sizes(left)) / num_sharers)
         self.gone += expired + batch
         self.waiting = [ticket for ticket in left if ticket not in batch]
         # Within the budgets, and not for want of trying.
         assert len(batch) <= self.scheduler.max_batch_images
-        assert len(batch) == 1 or sum(sizes(batch)) <= self.scheduler.max_batch_patches
+        budget = min(self.scheduler.max_batch_patches, share)
+        assert len(batch) <= 1 or sum(sizes(batch)) <= budget
         if self.waiting and len(batch) < self.scheduler.max_batch_images:
             assert batch
             longer = sum(sizes(batch)) + max(sizes(self.waiting))
-            assert longer > min(self.scheduler.max_batch_patches, 3 * sum(sizes(batch)))
+            assert longer > min(budget, 3 * sum(sizes(batch)))
 
     @invariant()
     def what_is_queued_is_counted(self) -> None:
@@ -120,6 +122,25 @@ def test_without_deadlines_everything_comes_out_in_the_order_it_went_in(num_patc
     while len(scheduler):
         out += scheduler.next_batch(0.0)[0]
     assert out == tickets
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "num_sharers", "batches"),
+    [
+        ([10] * 4, 2, [[10, 10], [10, 10]]),
+        ([10] * 3, 2, [[10], [10, 10]]),
+        ([30, 10], 2, [[30], [10]]),
+        ([10], 2, [[10]]),
+    ],
+)
+def test_devices_that_are_all_free_share_what_waits(
+    num_patches: list[int], num_sharers: int, batches: list[list[int]]
+) -> None:
+    scheduler = scheduler_of(*[Ticket(num_patches=number) for number in num_patches])
+    seen = []
+    for left in range(num_sharers, 0, -1):
+        seen.append(sizes(scheduler.next_batch(0.0, num_sharers=left)[0]))
+    assert [batch for batch in seen if batch] == batches
 
 
 def test_an_empty_queue_gives_an_empty_batch() -> None:

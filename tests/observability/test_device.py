@@ -54,6 +54,16 @@ def test_the_busy_ratio_of_a_steady_load_is_its_duty_cycle(watch: DeviceWatch, c
     assert watch.busy_ratio == pytest.approx(duty, rel=0.03)
 
 
+def test_several_devices_are_as_busy_as_in_the_mean(metrics: Metrics, clock: Clock) -> None:
+    watch = DeviceWatch(metrics, clock, num_devices=2)
+    for _ in range(200):
+        batch = watch.begin()
+        clock.now_s += 0.5
+        watch.end(batch, "encoded", num_images=1, num_patches=4, busy_s=0.5)
+    assert watch.busy_ratio == pytest.approx(0.5, rel=0.03)
+    assert metrics.registry.get_sample_value("encoder_device_busy_seconds_total") == 50
+
+
 def test_the_busy_ratio_fades_once_the_device_is_idle(watch: DeviceWatch, clock: Clock) -> None:
     watch.end(watch.begin(), "encoded", num_images=1, num_patches=4, busy_s=15)
     clock.now_s += 60

@@ -45,7 +45,7 @@ def pending(core: LocalCore) -> dict[str, int]:
         "queued patches": engine.queued_patches,
         "flights": len(core.flights),
         "leaders": len(core.leaders),
-        "batches": len(engine._batches),
+        "batches": sum(len(lane._batches) for lane in engine._lanes),
     }
 
 

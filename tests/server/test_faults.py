@@ -52,7 +52,7 @@ def decoding_crashes(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_the_device(error: Exception) -> Callable[[Inside, pytest.MonkeyPatch], None]:
     def install(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
-        runner = inside.core.engine._runner
+        runner = inside.core.engine._lanes[0]._runner
         submit = runner.submit
 
         def failing(images: Sequence[ProcessedImage]) -> Submitted:
@@ -66,7 +66,7 @@ def on_the_device(error: Exception) -> Callable[[Inside, pytest.MonkeyPatch], No
 
 
 def output_is_nan(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = inside.core.engine._runner._tower.encoder
+    encoder = inside.core.engine._lanes[0]._runner._tower.encoder
     forward, build = encoder.forward, encoder.build_inputs
     grids = []
 
@@ -131,7 +131,7 @@ async def test_a_device_that_hangs_ends_the_process(
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        monkeypatch.setattr(inside.core.engine._runner, "submit", lambda images: hangs.wait(20))
+        monkeypatch.setattr(inside.core.engine._lanes[0]._runner, "submit", lambda images: hangs.wait(20))
         calls = [asyncio.create_task(client.encode([image(side)])) for side in GOOD_SIDES]
         ended = await asyncio.gather(*calls, return_exceptions=True)
         assert {getattr(error, "reason", error) for error in ended} == {"DEVICE_BROKEN"}

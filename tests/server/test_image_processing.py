@@ -129,7 +129,7 @@ async def test_a_hundred_requests_for_one_image_resize_it_once(tiny_checkpoint: 
 def watch_batches(inside: Inside, gate: threading.Event | None = None) -> list[EncoderImage]:
     """Every image that the device gets from now on, once ``gate`` is open."""
     seen: list[EncoderImage] = []
-    runner = inside.core.engine._runner
+    runner = inside.core.engine._lanes[0]._runner
     submit = runner.submit
 
     def watched(images: Sequence[EncoderImage]) -> Submitted:

@@ -16,7 +16,7 @@ from encoder_svc.errors import ConfigError, Reason, RequestError, request_error
 from encoder_svc.observability.merge import Counted, counted
 from encoder_svc.server.frontends.guest import Guest
 from encoder_svc.server.frontends.link import Link
-from encoder_svc.server.frontends.memory import IMAGE_OPTIONS, asked_for_by, image_bytes
+from encoder_svc.server.shared_memory import IMAGE_OPTIONS, asked_for_by, image_bytes
 from encoder_svc.transport.arena import ArenaView, new_shared_file
 
 if TYPE_CHECKING:

@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
-from encoder_svc.images.types import DecodedImage, EncoderImage, GridThw, ProcessedImage
+from encoder_svc.images.types import GridThw
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.core import Decoded, Embeddings, Encoded
+from encoder_svc.server.shared_images import describe_image, image_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy.typing as npt
-
-_DTYPES: Final = {"uint8": np.dtype(np.uint8), **PIXEL_VALUE_DTYPES}
-
-
-def array_of(image: EncoderImage) -> npt.NDArray[Any]:
-    """An image's patches, or its pixels."""
-    return image.pixels if isinstance(image, DecodedImage) else image.patches
-
-
-def with_array(image: EncoderImage, array: npt.NDArray[Any]) -> EncoderImage:
-    """The same image whose patches, or pixels, are elsewhere."""
-    kind = DecodedImage if isinstance(image, DecodedImage) else ProcessedImage
-    return kind(image.grid, array, image.decode_s, image.resize_s)
-
 
 def describe_decoded(decoded: Decoded, offset: Callable[[memoryview], int]) -> dict[str, Any]:
     """An image in an arena. ``offset`` says where there a block is."""
-    image, array = decoded.image, array_of(decoded.image)
-    return {
-        "pixels": isinstance(image, DecodedImage),
-        "grid": image.grid,
-        "at": offset(array.view(np.uint8).reshape(-1).data),
-        "dtype": str(array.dtype),
-        "shape": array.shape,
-        "times_s": [image.decode_s, image.resize_s, decoded.began_s, decoded.done_s],
-    }
+    return {"image": describe_image(decoded.image, offset), "times_s": [decoded.began_s, decoded.done_s]}
 
 
 def decoded_of(fields: dict[str, Any], view: Callable[[int, int], memoryview]) -> Decoded:
@@ -50,12 +25,7 @@ def decoded_of(fields: dict[str, Any], view: Callable[[int, int], memoryview]) -
     Raises:
         ValueError: they are not there.
     """
-    dtype, shape = _DTYPES[fields["dtype"]], fields["shape"]
-    data = view(fields["at"], int(np.prod(shape)) * dtype.itemsize)
-    decode_s, resize_s, began_s, done_s = fields["times_s"]
-    kind = DecodedImage if fields["pixels"] else ProcessedImage
-    image = kind(GridThw(*fields["grid"]), np.frombuffer(data, dtype).reshape(shape), decode_s, resize_s)
-    return Decoded(image, began_s, done_s)
+    return Decoded(image_of(fields["image"], view), *fields["times_s"])
 
 
 def describe_embeddings(embeddings: Embeddings, offset: Callable[[memoryview], int]) -> dict[str, Any]:

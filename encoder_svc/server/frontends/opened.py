@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from encoder_svc._generated.encoder.v1 import encoder_pb2
 from encoder_svc.images.processor import ProcessorSettings
 from encoder_svc.server.frontends.door import DoorSignReader
-from encoder_svc.server.frontends.memory import EMBEDDING_OPTIONS, IMAGE_OPTIONS, asked_for_by
 from encoder_svc.server.frontends.remote import Placed, RemoteCore
 from encoder_svc.server.info import ModelFacts, budgets_of
 from encoder_svc.server.pipeline import make_pipeline
+from encoder_svc.server.shared_memory import EMBEDDING_OPTIONS, IMAGE_OPTIONS, asked_for_by
 from encoder_svc.transport.arena import Arena, ArenaView
 
 if TYPE_CHECKING:

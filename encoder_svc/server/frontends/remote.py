@@ -7,16 +7,9 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from encoder_svc.errors import Reason, RequestError, request_error
-from encoder_svc.server.frontends.described import (
-    array_of,
-    describe_decoded,
-    embeddings_of,
-    encoded_of,
-    with_array,
-)
+from encoder_svc.server.frontends.described import describe_decoded, embeddings_of, encoded_of
+from encoder_svc.server.shared_images import copied
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -54,16 +47,12 @@ class Placed:
         Raises:
             RequestError: QUEUE_FULL, if it stays full.
         """
-        array = np.ascontiguousarray(array_of(image))
         try:
-            block = self._arena.take(array.nbytes, _ROOM_WAIT_S)
+            return copied(image, self._arena, _ROOM_WAIT_S)
         except MemoryError:
             raise request_error(
                 Reason.QUEUE_FULL, "The images that wait for the device leave no room for this one.", retry_after_s=1.0
             ) from None
-        copy = np.frombuffer(block, array.dtype).reshape(array.shape)
-        np.copyto(copy, array)
-        return with_array(image, copy)
 
     def offer(self, request: int, index: int, decode: Decode, *, begin: bool) -> None:
         """From now on the image may be asked for. ``begin``: it most likely will be."""

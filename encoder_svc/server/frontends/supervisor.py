@@ -12,7 +12,7 @@ from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.frontends.child import YOUNG_S, FrontEnd
 from encoder_svc.server.frontends.door import DoorSign
-from encoder_svc.server.frontends.memory import EMBEDDING_OPTIONS, asked_for_by, embedding_bytes
+from encoder_svc.server.shared_memory import EMBEDDING_OPTIONS, asked_for_by, embedding_bytes
 from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class FrontEnds:
         with asked_for_by(EMBEDDING_OPTIONS, num_bytes):
             self._arena = Arena(self._embeddings, num_bytes)
         loaded.core.memory = self._arena
-        loaded.runner.land_in(self._arena)
+        loaded.land_in(self._arena)
         loaded.core.admission.on_change = self._sign.write
         self._loaded = loaded
         begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others will find it loaded

@@ -209,7 +209,7 @@ async def test_a_broken_device_is_told_in_every_front_end(tiny_checkpoint: Calla
         while inside.core.engine.queued_images < 1:
             assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
-        inside.core.engine._break("by this test")
+        inside.core.engine.give_up("by this test")
         answers = await asyncio.gather(*calls, return_exceptions=True)
         failed = [answer for answer in answers if isinstance(answer, RequestError)]
         assert {answer.reason for answer in failed} == {"DEVICE_BROKEN"}

@@ -73,7 +73,7 @@ async def test_what_will_be_asked_for_is_decoded_before_that_and_once(placed: Pl
     assert image.num_begun == 1
     image.may_end.set()
     told = await placed.handlers()["decode"](1, 0)
-    assert told["grid"] == (1, 2, 2)
+    assert told["image"]["grid"] == (1, 2, 2)
     placed.withdraw(1, 0)
     await turns()
     assert image.num_begun == 1

@@ -136,4 +136,4 @@ def test_memory_that_cannot_be_shared_refuses_the_start_by_the_options_that_ask_
     assert done.returncode == 2, done.stderr
     said = done.stderr.splitlines()[-1]
     assert option.removeprefix("--").replace("-", "_") in said
-    assert "GiB of memory that front ends share" in said
+    assert "GiB of memory that processes share" in said

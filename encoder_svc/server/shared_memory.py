@@ -1,4 +1,4 @@
-"""How much memory front ends share with the device's process, and which options ask for it where it cannot be had."""
+"""How much memory processes of one server share, and which options ask for it where it cannot be had."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def embedding_bytes(config: Config, facts: ModelFacts) -> int:
 
 
 def image_bytes(config: Config, facts: ModelFacts) -> int:
-    """Room for the images of one front end that wait for the device: ``max_decoded_bytes``, and the largest of all."""
+    """Room for the images of one process that wait for another: ``max_decoded_bytes``, and the largest of all."""
     settings = facts.settings
     pixel_values = (
         config.max_request_patches * settings.patch_dim * max(dtype.itemsize for dtype in PIXEL_VALUE_DTYPES.values())
@@ -52,6 +52,6 @@ def asked_for_by(options: tuple[str, ...], num_bytes: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{', '.join(options)}: ask for {num_bytes / 2**30:,.1f} GiB of memory that front ends share, which this "
+            f"{', '.join(options)}: ask for {num_bytes / 2**30:,.1f} GiB of memory that processes share, which this "
             f"process may not have ({error.strerror})."
         ) from error
