@@ -89,7 +89,7 @@ async def test_half_of_a_thousand_requests_leave(tiny_checkpoint: Callable[[str]
             if not (left := {name: after[name] for name in before if after[name] > before[name]}):
                 break
             await asyncio.sleep(0.05)
-        assert not left
+        assert not left, sorted(thread.name for thread in threading.enumerate())
         for index in chance.sample(sorted(received), 200):
             expected = np.frombuffer(await reference(inside, sent[index]), np.float32)
             seen = np.frombuffer(received[index], np.float32)
