@@ -4,42 +4,62 @@
 // [16 outputs][2], so that tiles are read in the order in which they lie: two by two are multiplied together. Rows of a
 // block after the last hold anything: they shape no other row.
 
+#include "amx_outputs.h"
 #include "cpu_tiles.h"
 
 enum {
-    GROUP = 4,                           // panels that are multiplied by rows that lie in the second cache
-    MAX_GROUP = 9,                       // where heads are rotated: those of whole heads, for head sizes 72 and 80 9 and 5
-    STEPS = 40,                          // for which sums stay in their tiles
-    ROWS = 256,                          // at most: they and their sums for a group lie in the second cache
+    LINES = BLOCK_VALUES / BLOCK,        // of 64 bytes, of a panel's step
+    CHUNK = 3,                           // steps after which sums are left for those of the next block
+    STEPS = 54,                          // for which rows, PART_BYTES of them, lie in the second cache
+    PART_BYTES = 1000000,
+    LEAST_ROWS = 128,                    // of a thread: with less, threads take panels of their own for the same rows
 };
 
-enum { ACTIVATED = 1, ADDED = 2, IN_BLOCKS = 4 };  // what becomes of a product
+// Lines of memory that will be needed soon, `step` values apart. A share is brought into the second cache at a time.
+typedef struct { const bf16 *at; int64_t step; int lines, share; } Ahead;
 
+// Two blocks of rows by two panels, or less of either: their sums lie in the nearest cache.
 typedef struct {
-    const bf16 *rows, *panels, *bias, *gate_bias;  // with gate_bias, panels of gate and of up values take turns
-    bf16 *out;                                     // [N, outputs], or blocks
-    int num_rows, num_steps, outputs, how;
-    float slope, cubic;                            // of the activation x · sigmoid(slope · (x + cubic · x³))
-    const float *cos, *sin;                        // [N, head_size / 2], where outputs are q, k and v, for q and k
-    int head_size;
-} Product;
+    const bf16 *blocks[2], *panels[2];
+    Sums *sums[2];                                 // by panel, those of blocks side by side
+    const Sums *begin[2];                          // what they begin with, or 0
+    Ahead ahead[8];
+    int num_blocks, num_panels, num_steps, chunk, num_ahead, takes;  // how often a block and a panel are taken
+} Square;
 
-typedef float Sums[ROWS / BLOCK][BLOCK][BLOCK];  // of one panel, by block of rows
+INLINE void bring(Ahead *a) {
+    const int share = least(a->share, a->lines);
+    for (int line = 0; line < share; line++, a->at += a->step) _mm_prefetch(a->at, _MM_HINT_T1);
+    a->lines -= share;
+}
 
-INLINE void multiply(int add, int steps, const bf16 *left, const bf16 *right, float sums[BLOCK][BLOCK]) {
-    const int bytes = BLOCK * sizeof(float);
-    if (add) {
-        LOAD_TILE(0, sums[0], bytes);
-        LOAD_TILE(1, sums[TILE_ROWS], bytes);
-        LOAD_TILE(2, sums[0] + LANES, bytes);
-        LOAD_TILE(3, sums[TILE_ROWS] + LANES, bytes);
-    } else {
-        ZERO_TILE(0);
-        ZERO_TILE(1);
-        ZERO_TILE(2);
-        ZERO_TILE(3);
-    }
-    for (int s = 0; s < steps; s++, left += BLOCK_VALUES, right += BLOCK_VALUES) {
+static void look_ahead(Square *q, const bf16 *at, int64_t step, int lines) {
+    q->ahead[q->num_ahead++] = (Ahead){at, step, lines, (lines + q->takes - 1) / q->takes};
+}
+
+// A tile is stored just before it takes up other sums, while those of other tiles are multiplied.
+#define TAKE_UP(T, OFFSET)                                                \
+    if (left_behind) STORE_TILE(T, left_behind + (OFFSET), bytes);        \
+    if (sums) LOAD_TILE(T, sums + (OFFSET), bytes);                       \
+    else ZERO_TILE(T)
+
+INLINE void multiply(int steps, const bf16 *left, const bf16 *right, const float *sums, float *left_behind) {
+    const int bytes = BLOCK * sizeof(float), lower = TILE_ROWS * BLOCK;
+    LOAD_TILE(6, right, 64);
+    LOAD_TILE(4, left, 64);
+    TAKE_UP(0, 0);
+    MULTIPLY_TILES(0, 4, 6);
+    LOAD_TILE(5, left + TILE_VALUES, 64);
+    TAKE_UP(1, lower);
+    MULTIPLY_TILES(1, 5, 6);
+    LOAD_TILE(7, right + TILE_VALUES, 64);
+    TAKE_UP(2, LANES);
+    MULTIPLY_TILES(2, 4, 7);
+    TAKE_UP(3, lower + LANES);
+    MULTIPLY_TILES(3, 5, 7);
+    for (int s = 1; s < steps; s++) {
+        left += BLOCK_VALUES;
+        right += BLOCK_VALUES;
         LOAD_TILE(6, right, 64);
         LOAD_TILE(4, left, 64);
         MULTIPLY_TILES(0, 4, 6);
@@ -49,143 +69,160 @@ INLINE void multiply(int add, int steps, const bf16 *left, const bf16 *right, fl
         MULTIPLY_TILES(2, 4, 7);
         MULTIPLY_TILES(3, 5, 7);
     }
-    STORE_TILE(0, sums[0], bytes);
-    STORE_TILE(1, sums[TILE_ROWS], bytes);
-    STORE_TILE(2, sums[0] + LANES, bytes);
-    STORE_TILE(3, sums[TILE_ROWS] + LANES, bytes);
 }
 
-static void multiply_group(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
-    for (int first = 0; first < p->num_steps; first += STEPS) {
-        const int steps = least(STEPS, p->num_steps - first);
-        for (int panel = 0; panel < panels; panel++) {
-            const bf16 *right = p->panels + ((int64_t)(first_panel + panel) * p->num_steps + first) * BLOCK_VALUES;
-            for (int row = first_row, block = 0; row < stop_row; row += BLOCK, block++)
-                multiply(first > 0, steps, p->rows + in_blocks(row, first, p->num_steps), right, sums[panel][block]);
-        }
-    }
-}
-
-INLINE __m512 activated(__m512 x, float slope, float cubic) {
-    const __m512 cubed = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_mul_ps(x, _mm512_set1_ps(cubic)));
-    const __m512 power = _mm512_mul_ps(_mm512_add_ps(x, cubed), _mm512_set1_ps(-slope * LOG2_E));
-    return _mm512_mul_ps(x, _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1), exp2_of(power))));
-}
-
-// One row's 32 outputs of a panel.
-INLINE void finish(const Product *p, int64_t row, int panel, const float *sums, const float *gate) {
-    for (int c = 0; c < BLOCK; c += LANES) {
-        const int column = panel * BLOCK + c;
-        const __mmask16 lanes = first_lanes(p->outputs - column);
-        __m512 value = _mm512_add_ps(_mm512_loadu_ps(sums + c), load(p->bias + column, lanes));
-        if (gate) {
-            const __m512 gates = _mm512_add_ps(_mm512_loadu_ps(gate + c), load(p->gate_bias + column, lanes));
-            value = _mm512_mul_ps(value, activated(gates, p->slope, p->cubic));
-        } else if (p->how & ACTIVATED) {
-            value = activated(value, p->slope, p->cubic);
-        }
-        if (p->how & IN_BLOCKS) {
-            store(p->out + in_blocks(row, panel, in_whole(p->outputs, BLOCK) / BLOCK) + c, 0xFFFF, value);
-            continue;
-        }
-        bf16 *to = p->out + row * p->outputs + column;
-        if (p->how & ADDED) value = _mm512_add_ps(value, load(to, lanes));
-        store(to, lanes, value);
-    }
-}
-
-// One row's heads of a group, as they begin in line: q and k rotated, a head's halves the pairs.
-INLINE void finish_heads(const Product *p, int64_t row, int first_column, int columns, const float *line) {
-    const int half = p->head_size / 2;
-    for (int head = 0; head < columns; head += p->head_size) {
-        const float *from = line + head;
-        bf16 *to = p->out + row * p->outputs + first_column + head;
-        for (int d = 0; d < half; d += LANES) {
-            const __mmask16 lanes = first_lanes(half - d);
-            const __m512 first = _mm512_loadu_ps(from + d), second = _mm512_loadu_ps(from + half + d);
-            if (first_column + head >= p->outputs / 3 * 2) {
-                store(to + d, lanes, first);
-                store(to + half + d, lanes, second);
-                continue;
+static void multiply_square(Square *q) {
+    float *left_behind = 0;
+    for (int first = 0; first < q->num_steps; first += q->chunk)
+        for (int panel = 0; panel < q->num_panels; panel++)
+            for (int i = 0; i < q->num_blocks; i++) {
+                const int block = panel ? q->num_blocks - 1 - i : i;  // the one that was taken last
+                float *sums = q->sums[panel][block][0];
+                const float *begin = first ? sums : q->begin[panel] ? q->begin[panel][block][0] : 0;
+                for (int run = 0; run < q->num_ahead; run++) bring(&q->ahead[run]);
+                multiply(least(q->chunk, q->num_steps - first), q->blocks[block] + first * BLOCK_VALUES,
+                         q->panels[panel] + first * BLOCK_VALUES, begin, left_behind);
+                left_behind = sums;
             }
-            const __m512 c = _mm512_maskz_loadu_ps(lanes, p->cos + row * half + d);
-            const __m512 s = _mm512_maskz_loadu_ps(lanes, p->sin + row * half + d);
-            store(to + d, lanes, _mm512_fmsub_ps(first, c, _mm512_mul_ps(second, s)));
-            store(to + half + d, lanes, _mm512_fmadd_ps(second, c, _mm512_mul_ps(first, s)));
-        }
-    }
+    STORE_TILE(0, left_behind, BLOCK * sizeof(float));
+    STORE_TILE(1, left_behind + TILE_ROWS * BLOCK, BLOCK * sizeof(float));
+    STORE_TILE(2, left_behind + LANES, BLOCK * sizeof(float));
+    STORE_TILE(3, left_behind + TILE_ROWS * BLOCK + LANES, BLOCK * sizeof(float));
 }
 
-static void finish_rotated(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
-    _Alignas(64) float line[MAX_GROUP * BLOCK + LANES];
-    const int first_column = first_panel * BLOCK, columns = least(panels * BLOCK, p->outputs - first_column);
-    for (int row = first_row; row < stop_row; row++) {
-        const int block = (row - first_row) / BLOCK, within = (row - first_row) % BLOCK;
-        for (int c = 0; c < columns; c += LANES) {
-            const __m512 bias = load(p->bias + first_column + c, first_lanes(columns - c));
-            const float *from = sums[c / BLOCK][block][within] + c % BLOCK;
-            _mm512_store_ps(line + c, _mm512_add_ps(_mm512_loadu_ps(from), bias));
-        }
-        finish_heads(p, row, first_column, columns, line);
-    }
-}
-
-static void finish_group(const Product *p, int first_panel, int panels, int first_row, int stop_row, Sums *sums) {
-    const int gated = p->gate_bias != 0, each = 1 + gated;
-    for (int row = first_row; row < stop_row; row++)
-        for (int panel = 0; panel < panels; panel += each) {
-            const int block = (row - first_row) / BLOCK, line = (row - first_row) % BLOCK;
-            finish(p, row, (first_panel + panel) / each, sums[panel + gated][block][line],
-                   gated ? sums[panel][block][line] : 0);
-        }
-}
-
-// Panels that are taken together: whole heads, where heads are rotated.
+// Panels that are finished together: two, or whole heads, where heads are rotated.
 static int group_of(int head_size) {
     int panels = 1;
     while (head_size && panels * BLOCK % head_size) panels++;
-    return panels >= GROUP ? panels : GROUP / panels * panels;
+    return in_whole(2, panels);
 }
 
+static int panels_of(const Product *p) { return in_blocks_of(p->outputs) * (p->gate_bias ? 2 : 1); }
+
+// Where a panel's outputs of a row go.
+static const bf16 *out_of(const Product *p, int row, int panel) {
+    if (p->gate_bias) panel /= 2;
+    if (p->how & IN_BLOCKS) return p->out + in_blocks(row, panel, in_blocks_of(p->outputs));
+    return p->out + (int64_t)row * p->outputs + panel * BLOCK;
+}
+
+typedef struct {
+    Range rows, panels;          // of a part
+    Range group, steps;          // those of its panels and of its rows' steps that are multiplied
+} Work;
+
+// What will be needed: a share of the panels and the sums that follow, and where outputs of this square go.
+static void look_ahead_of(Square *q, const Product *p, const Work *w, int row, int panel) {
+    const int squares = blocks_by_two(w->rows.stop - w->rows.first), square = (row - w->rows.first) / (2 * BLOCK);
+    const int num_blocks = in_blocks_of(p->num_rows);
+    // The same panel of the next group, or after the last group of the first one's next steps.
+    int next = panel + w->group.stop - w->group.first, step = w->steps.first;
+    if (next >= w->panels.stop) {
+        next -= w->group.stop - w->panels.first;
+        step = w->steps.stop;
+    }
+    const int steps = least(w->steps.stop - w->steps.first, p->num_steps - step);
+    const int share = (steps * LINES + squares - 1) / squares;
+    if (steps > 0) look_ahead(q, panel_of(p, next, step) + (int64_t)square * share * BLOCK, BLOCK, share);
+    if (p->sums && steps > 0) {
+        const int is_last = square + 1 == squares;
+        const Sums *sums = p->sums + (int64_t)(is_last ? next : panel) * num_blocks;
+        look_ahead(q, (const bf16 *)(sums + (is_last ? w->rows.first : row + 2 * BLOCK) / BLOCK), BLOCK, 4 * LINES);
+    }
+    if (w->steps.stop < p->num_steps) return;
+    for (int first = row; first < least(row + 2 * BLOCK, w->rows.stop); first += BLOCK)
+        look_ahead(q, out_of(p, first, panel), p->how & IN_BLOCKS ? BLOCK : p->outputs,
+                   least(BLOCK, w->rows.stop - first));
+}
+
+static Square square_of(const Product *p, const Work *w, int row, int panel, Sums *local) {
+    const int num_blocks = in_blocks_of(p->num_rows), steps = w->steps.stop - w->steps.first;
+    Square q = {.num_blocks = w->rows.stop - row > BLOCK ? 2 : 1, .num_panels = least(2, w->group.stop - panel),
+                .num_steps = steps};
+    q.chunk = q.num_blocks * q.num_panels > 1 ? CHUNK : steps;
+    q.takes = q.num_blocks * q.num_panels * ((steps + q.chunk - 1) / q.chunk);
+    for (int i = 0; i < q.num_blocks; i++)
+        q.blocks[i] = p->rows + in_blocks(row + i * BLOCK, w->steps.first, p->num_steps);
+    for (int i = 0; i < q.num_panels; i++) {
+        Sums *kept = p->sums + (int64_t)(panel + i) * num_blocks + row / BLOCK;
+        q.panels[i] = panel_of(p, panel + i, w->steps.first);
+        q.begin[i] = w->steps.first ? kept : 0;
+        q.sums[i] = w->steps.stop < p->num_steps ? kept : local + (panel + i - w->group.first) * 2;
+        look_ahead_of(&q, p, w, row, panel + i);
+    }
+    return q;
+}
+
+// A group's sums for all rows of a part, and, with the last steps, its outputs.
+static void multiply_group(const Product *p, const Work *w, Sums *local) {
+    for (int row = w->rows.first; row < w->rows.stop; row += 2 * BLOCK) {
+        for (int panel = w->group.first; panel < w->group.stop; panel += 2) {
+            Square q = square_of(p, w, row, panel, local);
+            multiply_square(&q);
+        }
+        if (w->steps.stop < p->num_steps) continue;
+        const Range rows = {row, least(row + 2 * BLOCK, w->rows.stop)};
+        if (p->head_size)
+            finish_rotated(p, rows, w->group, local);
+        else
+            finish_group(p, rows, w->group, local);
+    }
+}
+
+// Of rows that are multiplied by all panels before the next ones: they lie in the second cache.
+static int steps_at_a_time(int num_steps) {
+    const int times = (num_steps + STEPS - 1) / STEPS;
+    return (num_steps + times - 1) / times;
+}
+
+static void multiply_part(const Product *p, Range rows, Range panels) {
+    _Alignas(64) Sums local[2 * MAX_GROUP];
+    const int group = group_of(p->head_size), steps = steps_at_a_time(p->num_steps);
+    for (int step = 0; step < p->num_steps; step += steps)
+        for (int first = panels.first; first < panels.stop; first += group) {
+            const Work w = {rows, panels, {first, least(first + group, panels.stop)},
+                            {step, least(step + steps, p->num_steps)}};
+            multiply_group(p, &w, local);
+        }
+}
+
+// Each thread has rows of its own, or, where there are few, panels.
 static void multiply_all(const Product *p, int threads) {
-    const int num_panels = in_whole(p->outputs, BLOCK) / BLOCK * (p->gate_bias ? 2 : 1);
-    const int group = group_of(p->head_size), groups = (num_panels + group - 1) / group;
-    // At least two items a thread, where there are enough rows.
-    const int wanted = (2 * threads + groups - 1) / groups, needed = (p->num_rows + ROWS - 1) / ROWS;
-    const int parts = wanted > needed ? wanted : needed;
-    const int part = in_whole((p->num_rows + parts - 1) / parts, BLOCK);
-    const int used = (p->num_rows + part - 1) / part;
+    const int most = PART_BYTES / (steps_at_a_time(p->num_steps) * BLOCK_VALUES * (int)sizeof(bf16)) * BLOCK;
+    const int needed = (p->num_rows + most - 1) / most, even = in_whole(needed, threads);
+    const int by_rows = p->num_rows >= even * LEAST_ROWS, wanted = by_rows ? even : needed;
+    const int part = in_whole((p->num_rows + wanted - 1) / wanted, BLOCK), parts = (p->num_rows + part - 1) / part;
+    const int num_panels = panels_of(p), ranges = by_rows ? 1 : threads;
+    const int range = in_whole((num_panels + ranges - 1) / ranges, group_of(p->head_size));
 #pragma omp parallel num_threads(threads)
     {
-        _Alignas(64) Sums sums[MAX_GROUP];
         begin_tiles();
 #pragma omp for schedule(dynamic)
-        for (int item = 0; item < groups * used; item++) {
-            const int first_panel = item / used * group, first_row = item % used * part;
-            const int here = least(group, num_panels - first_panel), stop = least(first_row + part, p->num_rows);
-            multiply_group(p, first_panel, here, first_row, stop, sums);
-            if (p->head_size)
-                finish_rotated(p, first_panel, here, first_row, stop, sums);
-            else
-                finish_group(p, first_panel, here, first_row, stop, sums);
+        for (int item = 0; item < parts * ranges; item++) {
+            const int row = item / ranges * part, panel = item % ranges * range;
+            multiply_part(p, (Range){row, least(row + part, p->num_rows)},
+                          (Range){panel, least(panel + range, num_panels)});
         }
         end_tiles();
     }
 }
 
 void multiply_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, const bf16 *gate_bias, bf16 *out,
-                  int num_rows, int num_steps, int outputs, int how, float slope, float cubic, int threads) {
+                  float *sums, int num_rows, int num_steps, int outputs, int how, float slope, float cubic,
+                  int threads) {
     const Product p = {.rows = rows, .panels = panels, .bias = bias, .gate_bias = gate_bias, .out = out,
-                       .num_rows = num_rows, .num_steps = num_steps, .outputs = outputs, .how = how,
-                       .slope = slope, .cubic = cubic};
+                       .sums = (Sums *)sums, .num_rows = num_rows, .num_steps = num_steps, .outputs = outputs,
+                       .how = how, .slope = slope, .cubic = cubic};
     multiply_all(&p, threads);
 }
 
 // q, k and v [N, 3, H, D], q and k rotated; D's whole heads end with a panel within MAX_GROUP.
-void multiply_rotated_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, bf16 *out, const float *cos,
-                          const float *sin, int num_rows, int num_steps, int outputs, int head_size, int threads) {
-    const Product p = {.rows = rows, .panels = panels, .bias = bias, .out = out, .num_rows = num_rows,
-                       .num_steps = num_steps, .outputs = outputs, .cos = cos, .sin = sin, .head_size = head_size};
+void multiply_rotated_amx(const bf16 *rows, const bf16 *panels, const bf16 *bias, bf16 *out, float *sums,
+                          const float *cos, const float *sin, int num_rows, int num_steps, int outputs, int head_size,
+                          int threads) {
+    const Product p = {.rows = rows, .panels = panels, .bias = bias, .out = out, .sums = (Sums *)sums,
+                       .num_rows = num_rows, .num_steps = num_steps, .outputs = outputs, .cos = cos, .sin = sin,
+                       .head_size = head_size};
     multiply_all(&p, threads);
 }
 

@@ -20,6 +20,7 @@ from encoder_svc.attention.cpu_compiler import load_compiled
 _BLOCK: Final = 32
 _TILE: Final = 16
 _MAX_GROUP: Final = 9
+_STEPS: Final = 54
 # What becomes of a product.
 _ACTIVATED, _ADDED, _IN_BLOCKS = 1, 2, 4
 
@@ -47,9 +48,9 @@ class AmxProducts:
         library = load_compiled(("models/amx_products.c",), *definitions)
         self._multiply, self._lay_out_rows = library.multiply_amx, library.lay_out_rows
         self._multiply_rotated = library.multiply_rotated_amx
-        self._multiply.argtypes = (*[_POINTER] * 5, *[_INT] * 4, _FLOAT, _FLOAT, _INT)
+        self._multiply.argtypes = (*[_POINTER] * 6, *[_INT] * 4, _FLOAT, _FLOAT, _INT)
         self._lay_out_rows.argtypes = (_POINTER, _POINTER, _COUNT, _INT, _INT)
-        self._multiply_rotated.argtypes = (*[_POINTER] * 6, *[_INT] * 5)
+        self._multiply_rotated.argtypes = (*[_POINTER] * 7, *[_INT] * 5)
         self._multiply.restype = self._lay_out_rows.restype = self._multiply_rotated.restype = None
 
     @staticmethod
@@ -98,10 +99,19 @@ class AmxProducts:
         how = (act is not None) * _ACTIVATED + add * _ADDED + in_blocks * _IN_BLOCKS
         pointers = [x.data_ptr() for x in (blocks, panels, bias_O)]
         pointers += [0 if gate_bias_O is None else gate_bias_O.data_ptr(), out.data_ptr()]
+        sums = self._room_for_sums(blocks, panels)
+        pointers.append(sums.data_ptr())
         sizes = (num_rows, blocks.shape[1], len(bias_O))
         slope, cubic = SIGMOIDS[act] if act else (0.0, 0.0)
         with torch.profiler.record_function("amx_products::gemm"):
             self._multiply(*pointers, *sizes, how, slope, cubic, torch.get_num_threads())
+
+    @staticmethod
+    def _room_for_sums(blocks: torch.Tensor, panels: torch.Tensor) -> torch.Tensor:
+        """Of all panels and blocks, where rows are too long to be multiplied at once."""
+        num_blocks, num_steps = blocks.shape[:2]
+        num_panels = panels.numel() // (num_steps * _BLOCK**2) if num_steps > _STEPS else 0
+        return torch.empty(num_panels, num_blocks, _BLOCK, _BLOCK)
 
     @staticmethod
     def rotates(head_size: int) -> bool:
@@ -121,7 +131,8 @@ class AmxProducts:
         assert out_N3HD.is_contiguous()
         num_rows, _, _, head_size = out_N3HD.shape
         cos, sin = cos.contiguous(), sin.contiguous()
-        pointers = [x.data_ptr() for x in (blocks, panels, bias_O, out_N3HD, cos, sin)]
+        sums = self._room_for_sums(blocks, panels)
+        pointers = [x.data_ptr() for x in (blocks, panels, bias_O, out_N3HD, sums, cos, sin)]
         sizes = (num_rows, blocks.shape[1], len(bias_O), head_size)
         with torch.profiler.record_function("amx_products::gemm_rotated"):
             self._multiply_rotated(*pointers, *sizes, torch.get_num_threads())

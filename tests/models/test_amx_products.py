@@ -15,8 +15,8 @@ from tests.tools import require
 
 # Little more than rounding to bfloat16 once, 1.7e-3.
 TOLERANCE = 3e-3
-# Rows, inputs and outputs: less than a block, no multiple of one, and more than stay in tiles or caches at a time.
-SIZES = [(1, 32, 32), (33, 48, 20), (300, 100, 168), (40, 1_330, 64)]
+# Rows, inputs and outputs: less than a block, no multiple of one, and more than are multiplied at a time.
+SIZES = [(1, 32, 32), (33, 48, 20), (300, 100, 168), (40, 1_330, 64), (333, 1_800, 100)]
 
 made = cache(AmxProducts)
 
@@ -84,10 +84,11 @@ def test_what_is_activated_is_what_the_next_product_reads(
     assert error(out, F.linear(inner, down.double(), down_bias.double())) < TOLERANCE
 
 
+@pytest.mark.parametrize("num_in", [64, 1_800])
 @pytest.mark.parametrize(("heads", "head_size"), [(2, 64), (16, 72), (4, 80), (3, 16), (5, 36), (1, 128)])
-def test_queries_and_keys_are_rotated(products: AmxProducts, heads: int, head_size: int) -> None:
+def test_queries_and_keys_are_rotated(products: AmxProducts, heads: int, head_size: int, num_in: int) -> None:
     assert products.rotates(head_size)
-    x, (weight, bias) = random(70, 64, seed=0), layer(64, 3 * heads * head_size, 1)
+    x, (weight, bias) = random(70, num_in, seed=0), layer(num_in, 3 * heads * head_size, 1)
     angles = random(70, head_size // 2, seed=3).float()
     cos, sin = angles.cos(), angles.sin()
     wanted = F.linear(x.double(), weight.double(), bias.double()).unflatten(1, (3, heads, head_size))
@@ -99,3 +100,23 @@ def test_queries_and_keys_are_rotated(products: AmxProducts, heads: int, head_si
 
 def test_heads_that_end_with_no_panel_are_not_rotated() -> None:
     assert not AmxProducts.rotates(88)
+
+
+@pytest.mark.parametrize("num_in", [100, 1_800])
+def test_no_bit_depends_on_the_threads_or_on_other_rows(products: AmxProducts, num_in: int) -> None:
+    x, (weight, bias) = random(600, num_in, seed=0), layer(num_in, 100, 1)
+    panels, threads = products.panels(weight), torch.get_num_threads()
+
+    def multiplied(rows: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(rows), 100, dtype=torch.bfloat16)
+        products.multiply(products.blocks(rows), panels, bias, out, len(rows))
+        return out
+
+    wanted = multiplied(x)
+    try:
+        for some in (1, 2, 3):
+            torch.set_num_threads(some)
+            assert torch.equal(multiplied(x), wanted)
+            assert torch.equal(multiplied(x[64:241]), wanted[64:241])
+    finally:
+        torch.set_num_threads(threads)
