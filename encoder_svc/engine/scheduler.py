@@ -39,6 +39,8 @@ TicketT = TypeVar("TicketT", bound=Ticket)
 # An image joins a batch that it makes at most so many times as long, or that stays short: small images must not wait
 # for a large one only because it came right behind them.
 _MAX_STRETCH = 3
+# So many large ones that wait are looked past for what is small enough.
+_MAX_PASSED_OVER = 16
 # What is at most so small a part of something counts as short beside it.
 _SHORT_PART = 8
 
@@ -119,7 +121,8 @@ class Scheduler(Generic[TicketT]):
         """Takes the next batch off the queue.
 
         Args:
-            at_most_patches: a bound for this batch alone, for its first image too.
+            at_most_patches: a bound for this batch alone, for its first image too. What is larger keeps its turn, and
+                what comes behind it goes first.
             num_sharers: how many devices would take a batch now: none takes more than its share, but for one image.
 
         Returns:
@@ -129,24 +132,39 @@ class Scheduler(Generic[TicketT]):
         expired = self._expire(now_s)
         num_flows = self._num_flows()
         budget = min(self.max_batch_patches, -(-self.queued_patches // num_sharers))
-        batch: list[TicketT] = []
-        patches = 0
-        while self._by_turn and len(batch) < self.max_batch_images:
-            entry = self._by_turn[0]
-            if entry.ticket in self._queued:
-                if batch and not self._may_join(entry.ticket.num_patches, patches, budget):
-                    break
-                if at_most_patches is not None and patches + entry.ticket.num_patches > at_most_patches:
-                    break
-                batch.append(entry.ticket)
-                patches += entry.ticket.num_patches
-                self._virtual_time = max(self._virtual_time, entry.key[0])
-                self._take_out(entry.ticket)
-            heapq.heappop(self._by_turn)
-        self._virtual_time += patches / max(num_flows, 1)
+        batch = self._take_in_turn(budget, math.inf if at_most_patches is None else at_most_patches)
+        self._virtual_time += sum(ticket.num_patches for ticket in batch) / max(num_flows, 1)
         self._forget_idle_flows()
         self._bury()
         return batch, expired
+
+    def _take_in_turn(self, budget: int, at_most_patches: float) -> list[TicketT]:
+        batch: list[TicketT] = []
+        passed_over: list[_Entry[TicketT]] = []
+        patches = 0
+        while self._by_turn and len(batch) < self.max_batch_images:
+            entry = self._by_turn[0]
+            ticket = entry.ticket
+            if ticket in self._queued:
+                if patches + ticket.num_patches > at_most_patches or self._is_behind(ticket, passed_over):
+                    if len(passed_over) == _MAX_PASSED_OVER:
+                        break
+                    passed_over.append(heapq.heappop(self._by_turn))
+                    continue
+                if batch and not self._may_join(ticket.num_patches, patches, budget):
+                    break
+                batch.append(ticket)
+                patches += ticket.num_patches
+                self._virtual_time = max(self._virtual_time, entry.key[0])
+                self._take_out(ticket)
+            heapq.heappop(self._by_turn)
+        for entry in passed_over:
+            heapq.heappush(self._by_turn, entry)
+        return batch
+
+    def _is_behind(self, ticket: TicketT, entries: list[_Entry[TicketT]]) -> bool:
+        """Whether one of these is of the same flow."""
+        return ticket.flow is not None and any(entry.ticket.flow == ticket.flow for entry in entries)
 
     def _may_join(self, num_patches: int, batch_patches: int, budget: int) -> bool:
         longer = batch_patches + num_patches

@@ -69,6 +69,18 @@ class Schedules(RuleBasedStateMachine):
     def remove_one_that_is_gone(self, data: st.DataObject) -> None:
         assert not self.scheduler.remove(data.draw(st.sampled_from(self.gone)))
 
+    @rule(at_most=st.integers(0, 40))
+    def fill_a_gap(self, at_most: int) -> None:
+        batch, expired = self.scheduler.next_batch(self.now_s, at_most)
+        assert set(expired) == {ticket for ticket in self.waiting if ticket.deadline_s <= self.now_s}
+        left = [ticket for ticket in self.waiting if ticket.deadline_s > self.now_s]
+        assert sum(sizes(batch)) <= at_most
+        for flow in ("a", "b", "c"):
+            taken = [ticket for ticket in batch if ticket.flow == flow]
+            assert taken == [ticket for ticket in left if ticket.flow == flow][: len(taken)]
+        self.gone += expired + batch
+        self.waiting = [ticket for ticket in left if ticket not in batch]
+
     @rule(num_sharers=st.integers(1, 3))
     def next_batch(self, num_sharers: int = 1) -> None:
         batch, expired = self.scheduler.next_batch(self.now_s, num_sharers=num_sharers)
@@ -288,6 +300,31 @@ def test_new_requests_do_not_hold_an_old_one_back_for_ever(own: int, new: int, w
 def test_a_large_image_does_not_join_a_batch_of_small_ones(sizes_: list[int], batch: list[int]) -> None:
     scheduler = scheduler_of(*[Ticket(num_patches=n) for n in sizes_])
     assert sizes(scheduler.next_batch(0.0)[0]) == batch
+
+
+@pytest.mark.parametrize(
+    ("waiting", "batch"),
+    [
+        ([("a", 50), ("b", 5), ("c", 5)], [("b", 5), ("c", 5)]),
+        ([("a", 5), ("b", 50), ("c", 5)], [("a", 5), ("c", 5)]),
+        ([("a", 50), ("a", 5), ("b", 5)], [("b", 5)]),  # images of one request keep their order
+        ([("a", 8), ("b", 8), ("c", 2)], [("a", 8), ("c", 2)]),
+        ([("a", 50), ("b", 60)], []),
+        ([*((f"large {n}", 50) for n in range(17)), ("b", 5)], []),  # the search has an end
+    ],
+)
+def test_what_is_too_large_for_a_gap_keeps_its_turn_and_lets_others_go(
+    waiting: list[tuple[str, int]], batch: list[tuple[str, int]]
+) -> None:
+    scheduler = scheduler_of(*[Ticket(num_patches=number, flow=flow) for flow, number in waiting])
+    taken = scheduler.next_batch(0.0, 10)[0]
+    assert [(ticket.flow, ticket.num_patches) for ticket in taken] == batch
+    left = [one for one in waiting if one not in batch]
+    seen = []
+    while len(scheduler):
+        seen += scheduler.next_batch(0.0)[0]
+    assert {(ticket.flow, ticket.num_patches) for ticket in seen} == set(left)
+    assert (seen[0].flow, seen[0].num_patches) == left[0]
 
 
 def test_what_left_the_queue_is_not_kept_until_its_deadline() -> None:
