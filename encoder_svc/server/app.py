@@ -52,6 +52,9 @@ EXIT_NO_FRONT_ENDS: Final = 5
 """Exit codes: every request finished; the device is broken; requests were ended before they had finished; front ends do
 not stay. A start that is refused exits with 2."""
 
+# For batches whose callers have left, or were cut short: a device may hang in one.
+_LAST_BATCHES_S: Final = 2.0
+
 _DRAINING = request_error(Reason.DRAINING, "This replica is shutting down; try another.")
 _BROKEN = request_error(Reason.DEVICE_BROKEN, "This replica's device is broken and it is shutting down; try another.")
 
@@ -202,19 +205,24 @@ class Server:
 
     async def _drain(self, loaded: Loaded) -> int:
         """Lets running requests finish. Returns the exit code."""
-        broken = loaded.core.engine.broken.is_set()
+        engine = loaded.core.engine
         self._stop.set()
         self._is_open = False
         self._draining_since_s = time.monotonic()
         logger.info("draining for up to %g s; a second signal ends it", self._config.drain_s)
-        num_cut_short = await self._entrance.drain(_BROKEN if broken else _DRAINING, self._hurry)
+        num_cut_short = await self._entrance.drain(_BROKEN if engine.broken.is_set() else _DRAINING, self._hurry)
         await self._entrance.stop()
-        await loaded.core.engine.aclose()
+        try:
+            await asyncio.wait_for(engine.aclose(), _LAST_BATCHES_S)
+        except TimeoutError:
+            logger.warning("leaves batches to a device that nobody waits for any more")
+            self.has_stuck_thread = True
+        broken = engine.broken.is_set()  # it may have come to that only now
         await asyncio.to_thread(loaded.close)
         if num_cut_short:
             logger.warning("ended %d requests that had not finished", num_cut_short)
         logger.info("stopped")
-        self.has_stuck_thread = broken
+        self.has_stuck_thread |= broken
         if broken:
             return EXIT_DEVICE_BROKEN
         if self._entrance.has_failed:

@@ -173,7 +173,7 @@ class Loader:
         try:
             info, max_batch_patches = processes.wait_until_loaded(phase_ended)
             facts = ModelFacts(info, self._settings, self._checkpoint.workflow.input_processor)
-            runners = processes.open(facts)
+            runners = processes.open(facts, max_batch_patches)
         except BaseException:
             processes.close()
             raise

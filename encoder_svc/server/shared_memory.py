@@ -41,6 +41,13 @@ def image_bytes(config: Config, facts: ModelFacts) -> int:
     return config.max_decoded_bytes + largest
 
 
+def batch_bytes(config: Config, facts: ModelFacts, max_batch_patches: int) -> int:
+    """Room for the batches that one device holds at a time: that which it encodes, and the next, or one beside it."""
+    pending = config.max_queued_patches + config.max_request_patches
+    value_bytes = max(dtype.itemsize for dtype in PIXEL_VALUE_DTYPES.values())
+    return round(2 * min(max_batch_patches, pending) * facts.settings.patch_dim * value_bytes * _HOLES)
+
+
 @contextmanager
 def asked_for_by(options: tuple[str, ...], num_bytes: int) -> Iterator[None]:
     """Inside, so many bytes are mapped.

@@ -67,7 +67,8 @@ class _Device:
         asked = json.loads(self._link.recv_bytes())
         threading.Thread(target=self._listen, name="link", daemon=True).start()
         config = Config(**asked["config"])
-        configure_logs("warning" if asked["is_quiet"] else config.log_level, config.log_format, sys.stderr)
+        says_all = config.log_level == "error" or not asked["is_quiet"]
+        configure_logs(config.log_level if says_all else "warning", config.log_format, sys.stderr)
         try:
             self._runner = self._load(config, asked["model"], asked["num_threads"])
         except StartupError as error:
@@ -79,7 +80,7 @@ class _Device:
 
     def _load(self, config: Config, model: str, num_threads: int) -> DeviceRunner:
         loader = Loader(config, model, Metrics(), StartPhases(0.0))
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(min(torch.get_num_threads(), num_threads))  # fewer where the operator says so
         tower = loader.load_tower(lambda phase: self._say(phase=phase))
         runner, max_batch_patches = loader.make_runner(tower)
         info = model_facts(tower, limits_of(config)).info

@@ -7,7 +7,7 @@ import json
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from encoder_svc.engine.device import BatchResult
 from encoder_svc.errors import AttentionKernelError
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from encoder_svc.engine.device import Submitted
     from encoder_svc.images.types import EncoderImage
     from encoder_svc.transport.arena import Arena
+
+
+# For the batch before to be let go, whose images a thread holds for a moment after its answer.
+_ROOM_S: Final = 10.0
 
 
 class GapsThere:
@@ -64,7 +68,7 @@ class RemoteDevice:
 
     def submit(self, images: Sequence[EncoderImage]) -> Submitted:
         """See :class:`encoder_svc.engine.device.Runner`; so with the next two."""
-        given = [copied(image, self._images) for image in images]
+        given = [copied(image, self._images, _ROOM_S) for image in images]
         sizes = [image.grid.num_rows(self._merge_size) * self._row_bytes for image in images]
         blocks = self._embeddings.take_all(sizes)
         answer: Future[dict[str, Any]] = Future()

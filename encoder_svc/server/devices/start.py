@@ -7,9 +7,8 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
@@ -18,10 +17,12 @@ from encoder_svc.images.processor import PIXEL_VALUE_DTYPES
 from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.devices.remote import RemoteDevice
 from encoder_svc.server.info import DTYPE_NAMES
+from encoder_svc.server.own_processes import python_module
 from encoder_svc.server.shared_memory import (
     EMBEDDING_OPTIONS,
     IMAGE_OPTIONS,
     asked_for_by,
+    batch_bytes,
     embedding_bytes,
     image_bytes,
 )
@@ -56,7 +57,7 @@ class _Process:
         passed = (theirs.fileno(), images, embeddings)
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "encoder_svc.server.devices", *map(str, passed)],
+                python_module("encoder_svc.server.devices", *passed),
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
                 # A terminal's signals are for the server's process. Not a session of its own: where Linux shares cores
@@ -104,18 +105,29 @@ class DeviceProcesses:
             StartupError: one of them cannot serve the model.
             BrokenDeviceError: one of them ended.
         """
-        for number, process in enumerate(self._processes):
-            loaded = _until_loaded(process, phase_ended if number == 0 else lambda phase: None)
+        first, *others = (process.link for process in self._processes)
+        still_loading = {first, *others}
+        while still_loading:
+            # Of all, for as long as one loads: one that ends is missed at once, however long another takes.
+            for link in wait([first, *others]):
+                assert isinstance(link, Connection)
+                message = _received(link)
+                if "loaded" in message:
+                    still_loading.remove(link)
+                    loaded = message["loaded"]
+                elif link is first:
+                    phase_ended(message["phase"])
         return encoder_pb2.GetModelInfoResponse.FromString(bytes.fromhex(loaded["info"])), loaded["max_batch_patches"]
 
-    def open(self, facts: ModelFacts) -> list[RemoteDevice]:
+    def open(self, facts: ModelFacts, max_batch_patches: int) -> list[RemoteDevice]:
         """The devices, ready for batches.
 
         Raises:
             ConfigError: the memory that the config asks for cannot be had.
         """
         info, config = facts.info, self._config
-        num_images, num_embeddings = image_bytes(config, facts), embedding_bytes(config, facts)
+        num_embeddings = embedding_bytes(config, facts)
+        num_images = image_bytes(config, facts) + batch_bytes(config, facts, max_batch_patches)
         for process in self._processes:
             with asked_for_by(IMAGE_OPTIONS, num_images):
                 images = Arena(process.images, num_images)
@@ -143,15 +155,12 @@ class DeviceProcesses:
             process.end()
 
 
-def _until_loaded(process: _Process, phase_ended: Callable[[str], object]) -> dict[str, Any]:
+def _received(link: Connection) -> dict[str, Any]:
+    """What a process says next, unless it is that it cannot serve."""
     try:
-        while True:
-            message = json.loads(process.link.recv_bytes())
-            if "refused" in message:
-                raise StartupError(message["refused"])
-            if "loaded" in message:
-                loaded: dict[str, Any] = message["loaded"]
-                return loaded
-            phase_ended(message["phase"])
+        message: dict[str, Any] = json.loads(link.recv_bytes())
     except (EOFError, OSError):
         raise BrokenDeviceError("the process of a device ended while it loaded; its own last words are above") from None
+    if "refused" in message:
+        raise StartupError(message["refused"])
+    return message

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ from encoder_svc.errors import ConfigError, Reason, RequestError, request_error
 from encoder_svc.observability.merge import Counted, counted
 from encoder_svc.server.frontends.guest import Guest
 from encoder_svc.server.frontends.link import Link
+from encoder_svc.server.own_processes import python_module
 from encoder_svc.server.shared_memory import IMAGE_OPTIONS, asked_for_by, image_bytes
 from encoder_svc.transport.arena import ArenaView, new_shared_file
 
@@ -63,7 +63,7 @@ class FrontEnd:
         passed = (theirs.fileno(), embeddings, images, door)
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "encoder_svc.server.frontends", *map(str, passed)),
+                *python_module("encoder_svc.server.frontends", *passed),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=passed,
                 start_new_session=True,  # a terminal's signals are for this process, which tells the others

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,6 +21,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import encoder_svc
 from encoder_svc.client import AsyncEncoderClient, EncoderClient, RequestError
 from tests.models.checkpoints import edit_tensors
 from tests.server.in_process import pending, serving
@@ -23,7 +29,6 @@ from tests.serving import ENVIRONMENT, ServerProcess, command, endless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from tests.models.checkpoints import Tensors
 
@@ -136,6 +141,72 @@ def test_one_that_is_lost_ends_the_server(model: Path, how: signal.Signals, opti
         assert "the device is broken" in server.log
 
 
+def start_encoding_on_one_that_hangs(server: ServerProcess, processes: Sequence[psutil.Process]) -> threading.Thread:
+    def encode() -> None:
+        with contextlib.suppress(RequestError):
+            encode_one(server.target, 0)
+
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    encoding = threading.Thread(target=encode)
+    encoding.start()
+    server.wait_until_busy()
+    return encoding
+
+
+def test_a_drain_does_not_wait_for_one_that_hangs(model: Path) -> None:
+    with ServerProcess("--model", model, *DEVICES, "--drain-s", "0.5", "--metrics-port", "0") as server:
+        processes = processes_of(server)
+        encoding = start_encoding_on_one_that_hangs(server, processes)
+        server.process.terminate()
+        assert server.process.wait(20) == 4
+        encoding.join()
+        wait_until_ended(processes)
+
+
+def test_one_that_ends_in_a_drain_is_said_by_the_exit_code(model: Path) -> None:
+    with ServerProcess("--model", model, *DEVICES, "--metrics-port", "0") as server:
+        processes = processes_of(server)
+        encoding = start_encoding_on_one_that_hangs(server, processes)
+        server.process.terminate()
+        server.wait_for_log("draining")
+        for process in processes:
+            process.kill()
+        assert server.process.wait(20) == 3
+        encoding.join()
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('a module of the working directory')")
+    script = Path(tmp_path / "bin" / "encoder-svc")  # as a package's script: the folder it lies in is looked in
+    script.parent.mkdir()
+    script.write_text("from encoder_svc.cli import main; raise SystemExit(main())")
+    path = str(Path(encoder_svc.__file__).parents[1])
+    for more in (DEVICES, ("--frontend-processes", "1")):
+        said = []
+        with subprocess.Popen(
+            [sys.executable, str(script), "serve", "--port", "0", "--model", str(model), *more],
+            cwd=tmp_path, env=ENVIRONMENT | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True,
+        ) as server:  # fmt: skip
+            for line in server.stderr:
+                said.append(line)
+                if ": serving " in line:
+                    server.terminate()
+        assert server.returncode == 0, "".join(said)
+        assert "Traceback" not in "".join(said)
+
+
+def test_batches_have_room_beside_small_limits(model: Path) -> None:
+    limits = ("--max-request-patches", "256", "--max-image-pixels", "65536", "--max-decoded-bytes", "1")
+    with (
+        ServerProcess("--model", model, *DEVICES, *limits, "--cache-bytes", "0") as server,
+        EncoderClient(server.target, timeout_s=60) as client,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        list(pool.map(lambda seed: client.encode([image(256, seed)]), range(72)))
+        assert "did not fit" not in server.log
+
+
 def without_a_tensor(tensors: Tensors) -> None:
     del tensors["model.visual.patch_embed.proj.bias"]
 
@@ -167,11 +238,12 @@ def test_a_signal_while_they_load_ends_all(model: Path, tmp_path: Path) -> None:
         wait_until_ended(processes)
 
 
-def test_one_that_ends_while_it_loads_is_said(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_ends_while_it_loads_is_said(model: Path, tmp_path: Path, which: int) -> None:
     with ServerProcess("--model", endless(model, tmp_path), *DEVICES, wait=False) as server:
         server.wait_for_log("operations:")
         processes = processes_of(server)
-        processes[0].kill()
+        processes[which].kill()
         assert server.process.wait(30) == 3
         wait_until_ended(processes)
         assert "the process of a device ended while it loaded" in server.log
