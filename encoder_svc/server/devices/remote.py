@@ -82,7 +82,11 @@ class RemoteDevice:
                 "images": [describe_image(image, self._images.offset) for image in given],
                 "rows": [(self._embeddings.offset(block), block.nbytes) for block in blocks],
             }
-            self._link.send_bytes(json.dumps(message).encode())
+            try:
+                self._link.send_bytes(json.dumps(message).encode())
+            except OSError:  # it ended just now; who listens will hear of it too
+                self._is_lost = True
+                raise _gone() from None
         return _Sent(answer, given, blocks)
 
     def is_out_of_memory(self, error: Exception) -> bool:
