@@ -91,9 +91,11 @@ class _Device:
         """The process ends with the link: it may be in the midst of a forward, or hang in one."""
         try:
             while True:
-                job = Job(partial(self._answer, **json.loads(self._link.recv_bytes())))
+                batch = json.loads(self._link.recv_bytes())
+                is_beside = batch.pop("is_beside")
+                job = Job(partial(self._answer, **batch))
                 self._jobs.put(job)
-                if self._runner is not None and self._runner.gaps is not None:
+                if is_beside and self._runner is not None and self._runner.gaps is not None:
                     self._runner.gaps.offer(job)
         except (EOFError, OSError):
             os._exit(0)

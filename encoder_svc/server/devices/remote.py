@@ -27,7 +27,7 @@ _ROOM_S: Final = 10.0
 
 
 class GapsThere:
-    """The process looks for gaps by itself: what comes to it while it encodes goes into the next."""
+    """The process looks for gaps by itself: what is shorter than a batch that it has goes into the next."""
 
     def offer(self, job: Callable[[], None]) -> None:
         """See :class:`encoder_svc.engine.device.Gaps`. The device's thread gives it to the process at once anyway."""
@@ -62,7 +62,8 @@ class RemoteDevice:
         self._lock = threading.Lock()
         self._is_lost = False
         self._last_batch = 0
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        # By number: how many patches a batch has, and what becomes of it.
+        self._waiting: dict[int, tuple[int, Future[dict[str, Any]]]] = {}
         self._listener = threading.Thread(target=self._listen, name="device-link", daemon=True)
         self._listener.start()
 
@@ -71,14 +72,17 @@ class RemoteDevice:
         given = [copied(image, self._images, _ROOM_S) for image in images]
         sizes = [image.grid.num_rows(self._merge_size) * self._row_bytes for image in images]
         blocks = self._embeddings.take_all(sizes)
+        num_patches = sum(image.grid.num_patches for image in images)
         answer: Future[dict[str, Any]] = Future()
         with self._lock:
             if self._is_lost:
                 raise _gone()
+            is_beside = any(num_patches < longer for longer, _ in self._waiting.values())
             self._last_batch += 1
-            self._waiting[self._last_batch] = answer
+            self._waiting[self._last_batch] = num_patches, answer
             message = {
                 "batch": self._last_batch,
+                "is_beside": is_beside,
                 "images": [describe_image(image, self._images.offset) for image in given],
                 "rows": [(self._embeddings.offset(block), block.nbytes) for block in blocks],
             }
@@ -107,7 +111,7 @@ class RemoteDevice:
             while True:
                 message = json.loads(self._link.recv_bytes())
                 with self._lock:
-                    answer = self._waiting.pop(message["batch"])
+                    _, answer = self._waiting.pop(message["batch"])
                 if "result" in message:
                     answer.set_result(message["result"])
                 else:
@@ -117,7 +121,7 @@ class RemoteDevice:
                 self._is_lost = True
                 lost, self._waiting = self._waiting, {}
                 on_lost = self._on_lost
-            for answer in lost.values():
+            for _, answer in lost.values():
                 answer.set_exception(_gone())
             on_lost()
 

@@ -123,6 +123,15 @@ def test_a_short_batch_may_be_answered_before_a_long_one(both: Both) -> None:
     assert len(long.wait().embeddings[0]) == 4 * ROW_BYTES
 
 
+def test_only_what_is_shorter_than_a_batch_that_runs_goes_beside_it(both: Both) -> None:
+    seen = []
+    for side in (2, 4, 2, 4, 8):
+        both.device.submit([patches(side)])
+        both.there.take()
+        seen.append(both.there.last["is_beside"])
+    assert seen == [False, False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("said", "raised", "out_of_memory"),
     [
