@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from encoder_svc.errors import Reason, RequestError
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.core import Embeddings, Encoded
@@ -42,7 +44,8 @@ class Heap:
         return False
 
     def own(self, data: memoryview) -> memoryview:
-        return memoryview(bytes(data))
+        # Others run meanwhile, as not with bytes(): several MB an image kept the event loop waiting.
+        return np.frombuffer(data, np.uint8).copy().data.toreadonly()
 
 
 class LocalCore:
