@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NUM_REQUESTS = 1_000
 AT_ONCE = 100
+# Pools, asyncio's and gRPC's, start threads when they are first short of one; five hundred callers leave.
+MORE_POOLED_THREADS = 25
 
 
 def images() -> list[np.ndarray]:
