@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # A GPU is full with sixteen small images or three large ones, and runs so many as one graph. A CPU is full with one,
-# and a long batch only makes others wait (docs/engine.md, "Measured").
+# and a long batch only makes others wait.
 _MAX_BATCH_PATCHES = 16_384
 _MAX_BATCH_PATCHES_ON_CPU = 4_096
 
