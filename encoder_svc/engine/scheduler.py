@@ -55,10 +55,14 @@ class _Flow:
 
 @dataclass(order=True, slots=True)
 class _Entry(Generic[TicketT]):
-    """A place in one of the heaps."""
+    """A place in one of the heaps. It outlives its ticket there, and must not keep it: a ticket has its image in hand.
+
+    Attributes:
+        ticket: None once it left the queue.
+    """
 
     key: tuple[float, ...]
-    ticket: TicketT = field(compare=False)
+    ticket: TicketT | None = field(compare=False)
 
 
 class Scheduler(Generic[TicketT]):
@@ -77,7 +81,7 @@ class Scheduler(Generic[TicketT]):
         self.max_batch_patches = max_batch_patches
         self.max_batch_images = max_batch_images
         self.queued_patches = 0
-        self._queued: set[TicketT] = set()
+        self._queued: dict[TicketT, list[_Entry[TicketT]]] = {}
         self._by_turn: list[_Entry[TicketT]] = []
         self._by_deadline: list[_Entry[TicketT]] = []
         self._flows: dict[Hashable, _Flow] = {}
@@ -97,10 +101,13 @@ class Scheduler(Generic[TicketT]):
             flow.end = start + ticket.num_patches
             flow.num_queued += 1
         # Of tickets whose turn comes at the same time, the one with least time goes first, then the older.
-        heapq.heappush(self._by_turn, _Entry((start, ticket.deadline_s, self._num_added), ticket))
+        turn = _Entry((start, ticket.deadline_s, self._num_added), ticket)
+        heapq.heappush(self._by_turn, turn)
+        self._queued[ticket] = [turn]
         if ticket.deadline_s < math.inf:
-            heapq.heappush(self._by_deadline, _Entry((ticket.deadline_s, self._num_added), ticket))
-        self._queued.add(ticket)
+            deadline = _Entry((ticket.deadline_s, self._num_added), ticket)
+            heapq.heappush(self._by_deadline, deadline)
+            self._queued[ticket].append(deadline)
         self.queued_patches += ticket.num_patches
 
     def remove(self, ticket: TicketT) -> bool:
@@ -108,6 +115,8 @@ class Scheduler(Generic[TicketT]):
         if ticket not in self._queued:
             return False
         self._take_out(ticket)
+        if not self._queued:
+            self._forget_idle_flows()
         self._bury()
         return True
 
@@ -145,7 +154,7 @@ class Scheduler(Generic[TicketT]):
         while self._by_turn and len(batch) < self.max_batch_images:
             entry = self._by_turn[0]
             ticket = entry.ticket
-            if ticket in self._queued:
+            if ticket is not None:
                 if patches + ticket.num_patches > at_most_patches or self._is_behind(ticket, passed_over):
                     if len(passed_over) == _MAX_PASSED_OVER:
                         break
@@ -164,7 +173,7 @@ class Scheduler(Generic[TicketT]):
 
     def _is_behind(self, ticket: TicketT, entries: list[_Entry[TicketT]]) -> bool:
         """Whether one of these is of the same flow."""
-        return ticket.flow is not None and any(entry.ticket.flow == ticket.flow for entry in entries)
+        return ticket.flow is not None and any(entry.ticket and entry.ticket.flow == ticket.flow for entry in entries)
 
     def _may_join(self, num_patches: int, batch_patches: int, budget: int) -> bool:
         longer = batch_patches + num_patches
@@ -181,13 +190,14 @@ class Scheduler(Generic[TicketT]):
         expired = []
         while self._by_deadline and self._by_deadline[0].key[0] <= now_s:
             ticket = heapq.heappop(self._by_deadline).ticket
-            if ticket in self._queued:
+            if ticket is not None:
                 self._take_out(ticket)
                 expired.append(ticket)
         return expired
 
     def _take_out(self, ticket: TicketT) -> None:
-        self._queued.remove(ticket)
+        for entry in self._queued.pop(ticket):
+            entry.ticket = None
         self.queued_patches -= ticket.num_patches
         if ticket.flow is not None:
             self._flows[ticket.flow].num_queued -= 1
@@ -201,14 +211,13 @@ class Scheduler(Generic[TicketT]):
         }
 
     def _bury(self) -> None:
-        """Frees the places of tickets that left the queue, before they outnumber those that wait: a place holds its
-        image in memory."""
+        """Frees the places of tickets that left the queue, before they outnumber those that wait."""
         if len(self._by_turn) > 2 * len(self._queued) + 16:
             self._by_turn = self._living(self._by_turn)
         if len(self._by_deadline) > 2 * len(self._queued) + 16:
             self._by_deadline = self._living(self._by_deadline)
 
     def _living(self, heap: list[_Entry[TicketT]]) -> list[_Entry[TicketT]]:
-        living = [entry for entry in heap if entry.ticket in self._queued]
+        living = [entry for entry in heap if entry.ticket is not None]
         heapq.heapify(living)
         return living

@@ -327,16 +327,36 @@ def test_what_is_too_large_for_a_gap_keeps_its_turn_and_lets_others_go(
     assert (seen[0].flow, seen[0].num_patches) == left[0]
 
 
-def test_what_left_the_queue_is_not_kept_until_its_deadline() -> None:
+@pytest.mark.parametrize("leaves", ["in a batch", "removed", "expired"])
+def test_what_left_the_queue_is_not_kept_until_its_deadline(leaves: str) -> None:
     @dataclass(eq=False, kw_only=True, slots=True, weakref_slot=True)
     class Watched(Ticket):
         pass
 
+    class Flow:
+        pass
+
     scheduler: Scheduler[Watched] = Scheduler(max_batch_patches=10, max_batch_images=10)
-    left = []
-    for _ in range(200):
-        scheduler.add(Watched(num_patches=1, flow=object(), deadline_s=1e9))
-        left += [weakref.ref(ticket) for ticket in scheduler.next_batch(0.0)[0]]
+    left: list[weakref.ref[object]] = []
+    for _ in range(20):
+        ticket = Watched(num_patches=1, flow=Flow(), deadline_s=1e9)
+        scheduler.add(ticket)
+        left += [weakref.ref(ticket), weakref.ref(ticket.flow)]
+        if leaves == "removed":
+            scheduler.remove(ticket)
+        else:
+            batch, expired = scheduler.next_batch(0.0 if leaves == "in a batch" else 1e9)
+            assert batch + expired == [ticket]
+            del batch, expired
+        del ticket
     gc.collect()
-    assert len(left) == 200
-    assert sum(ticket() is not None for ticket in left) < 20
+    assert [one for one in left if one() is not None] == []
+
+
+def test_places_of_what_left_do_not_outnumber_what_waits() -> None:
+    scheduler = scheduler_of(*(Ticket(num_patches=60) for _ in range(3)))
+    for _ in range(200):
+        ticket = Ticket(num_patches=1, deadline_s=1e9)
+        scheduler.add(ticket)
+        scheduler.remove(ticket)
+    assert len(scheduler._by_turn) + len(scheduler._by_deadline) < 50
