@@ -123,7 +123,8 @@ class Engine:
         logger.warning("batches hold %d patches at most from now on", self._scheduler.max_batch_patches)
 
     def give_up(self, why: str) -> None:
-        logger.critical("the device is broken: %s", why)
+        if not self.broken.is_set():  # several may find it out
+            logger.critical("the device is broken: %s", why)
         self.broken.set()
         while len(self._scheduler):
             batch, expired = self._scheduler.next_batch(self._clock())

@@ -209,6 +209,9 @@ class Lane:
         return result, self._clock()
 
     async def _recover(self, batch: list[Work], computed: Callable[[], None], error: Exception) -> None:
+        if self._queue.broken.is_set():  # which has been said
+            fail_broken(batch)
+            return
         out_of_memory = self._runner.is_out_of_memory(error)
         patches = sum(work.num_patches for work in batch)
         if out_of_memory:

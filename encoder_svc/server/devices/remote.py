@@ -121,9 +121,11 @@ class RemoteDevice:
                 self._is_lost = True
                 lost, self._waiting = self._waiting, {}
                 on_lost = self._on_lost
-            for _, answer in lost.values():
-                answer.set_exception(_gone())
-            on_lost()
+            try:
+                on_lost()  # first: the batches' failure is no news then
+            finally:
+                for _, answer in lost.values():
+                    answer.set_exception(_gone())
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,20 @@ def test_one_that_ends_in_a_drain_is_said_by_the_exit_code(model: Path) -> None:
         encoding.join()
 
 
+def test_the_end_of_one_that_encodes_is_said_once(model: Path) -> None:
+    with ServerProcess("--model", model, *DEVICES, "--drain-s", "1", "--metrics-port", "0") as server:
+        processes = processes_of(server)
+        encoding = start_encoding_on_one_that_hangs(server, processes)
+        for process in processes:
+            process.kill()
+        assert server.process.wait(20) == 3
+        encoding.join()
+        said = [line for line in server.log.splitlines() if " CRITICAL " in line or " ERROR " in line]
+        assert len(said) == 1, said
+        assert "its process ended" in said[0]
+        assert "Traceback" not in server.log
+
+
 def test_what_lies_in_the_working_directory_is_not_imported(model: Path, tmp_path: Path) -> None:
     (tmp_path / "queue.py").write_text("raise RuntimeError('a module of the working directory')")
     script = Path(tmp_path / "bin" / "encoder-svc")  # as a package's script: the folder it lies in is looked in
