@@ -86,8 +86,17 @@ class DeviceProcesses:
         self._config = config
         self._runners: list[RemoteDevice] = []
         self._processes = [_Process.start() for _ in range(config.cpu_devices)]
-        num_threads = max(usable_cores() // config.cpu_devices, 1)
+        num_cores = usable_cores()
+        num_threads = max(num_cores // config.cpu_devices, 1)
         logger.info("devices: %d processes, with torch's threads %d each", config.cpu_devices, num_threads)
+        num_unused = num_cores - num_threads * config.cpu_devices
+        if num_unused > 0:
+            logger.warning(
+                "devices: %d of %d cores encode nothing: --cpu-devices %d does not divide them",
+                num_unused,
+                num_cores,
+                config.cpu_devices,
+            )
         for number, process in enumerate(self._processes):
             # All would say the same.
             asked = {"config": asdict(config), "model": model, "num_threads": num_threads, "is_quiet": number > 0}
