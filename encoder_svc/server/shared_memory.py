@@ -20,6 +20,11 @@ _HOLES: Final = 1.25
 
 EMBEDDING_OPTIONS: Final = ("cache_bytes", "max_leased_bytes", "max_queued_patches", "max_request_patches")
 IMAGE_OPTIONS: Final = ("max_decoded_bytes", "max_request_patches", "max_image_pixels", "frontend_processes")
+DEVICE_EMBEDDING_OPTIONS: Final = (*EMBEDDING_OPTIONS, "cpu_devices")
+DEVICE_IMAGE_OPTIONS: Final = (
+    *("max_decoded_bytes", "max_request_patches", "max_image_pixels"),
+    *("max_batch_patches", "max_queued_patches", "cpu_devices"),
+)
 
 
 def embedding_bytes(config: Config, facts: ModelFacts) -> int:

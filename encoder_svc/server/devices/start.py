@@ -19,8 +19,8 @@ from encoder_svc.server.devices.remote import RemoteDevice
 from encoder_svc.server.info import DTYPE_NAMES
 from encoder_svc.server.own_processes import python_module
 from encoder_svc.server.shared_memory import (
-    EMBEDDING_OPTIONS,
-    IMAGE_OPTIONS,
+    DEVICE_EMBEDDING_OPTIONS,
+    DEVICE_IMAGE_OPTIONS,
     asked_for_by,
     batch_bytes,
     embedding_bytes,
@@ -138,9 +138,9 @@ class DeviceProcesses:
         num_embeddings = embedding_bytes(config, facts)
         num_images = image_bytes(config, facts) + batch_bytes(config, facts, max_batch_patches)
         for process in self._processes:
-            with asked_for_by(IMAGE_OPTIONS, num_images):
+            with asked_for_by(DEVICE_IMAGE_OPTIONS, num_images):
                 images = Arena(process.images, num_images)
-            with asked_for_by(EMBEDDING_OPTIONS, num_embeddings):
+            with asked_for_by(DEVICE_EMBEDDING_OPTIONS, num_embeddings):
                 embeddings = Arena(process.embeddings, num_embeddings)
             device = RemoteDevice(
                 process.link,
