@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from encoder_svc.observability.request import ImageRecord, RequestRecord
 
 _SERVICE: Final = "encoder.v1.Encoder"
-_FLUSH_S: Final = 5.0
+# A stop shall not wait for a collector that is away.
+_FLUSH_S: Final = 1.0
 _LONGEST_TEXT: Final = 128
 _CONTEXT: Final = TraceContextTextMapPropagator()
 
@@ -69,7 +70,7 @@ class OpenTelemetryTracer:
         return CallSpan(self._tracer, span)
 
     def close(self) -> None:
-        """Sends what is left, for five seconds at the most."""
+        """Sends what is left, for a second at the most."""
         # The SDK heeds no limit of its own: https://github.com/open-telemetry/opentelemetry-python/issues/4568
         sending = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         sending.start()
