@@ -133,7 +133,9 @@ def _serve(parsed: argparse.Namespace) -> int:
     loaded = load_config(flags=flags, environment=os.environ, file=parsed.config)
     set_unless_set(_OPENMP)  # before torch is imported
     from encoder_svc.platforms.describe import refuse_early
+    from encoder_svc.server.open_files import refuse_few_open_files
 
+    refuse_few_open_files(loaded.config)
     refuse_early(loaded.config)
     from encoder_svc.server.app import run_server
 
