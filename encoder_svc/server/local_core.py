@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from encoder_svc.errors import Reason, RequestError
+from encoder_svc.errors import Reason, RequestError, request_error
 from encoder_svc.observability.stages import Stages
 from encoder_svc.server.core import Embeddings, Encoded
 
@@ -33,7 +33,11 @@ class Memory(Protocol):
         """Whether these bytes are there, in a place of their own."""
 
     def own(self, data: memoryview) -> memoryview:
-        """A copy there, of an image's bytes in its batch's memory. In a thread."""
+        """A copy there, of an image's bytes in its batch's memory. In a thread.
+
+        Raises:
+            MemoryError: there is no room.
+        """
 
 
 class Heap:
@@ -140,8 +144,7 @@ class LocalCore:
             image = decoded.image
             queued_s = time.monotonic()
             item = await self.engine.encode(image, flow=flow, timeout_s=deadline_s - queued_s)
-        memory, data = self.memory, item.data
-        embeddings = Embeddings(image.grid, data if memory.holds(data) else await asyncio.to_thread(memory.own, data))
+        embeddings = Embeddings(image.grid, await self._kept(item.data))
         self.store.put(key, embeddings)
         ready_s = time.monotonic()
         stages = Stages(
@@ -157,6 +160,21 @@ class LocalCore:
             collect_s=item.split_s + ready_s - item.ended_s,
         )
         return Encoded(embeddings, "encoded", stages, ready_s)
+
+    async def _kept(self, data: memoryview) -> memoryview:
+        """An image's bytes in a place of their own.
+
+        Raises:
+            RequestError: QUEUE_FULL. Nothing bounds what callers may be reading of embeddings that left the cache.
+        """
+        if self.memory.holds(data):
+            return data
+        try:
+            return await asyncio.to_thread(self.memory.own, data)
+        except MemoryError:
+            raise request_error(
+                Reason.QUEUE_FULL, "Embeddings that are being read leave no room for this image's.", retry_after_s=1.0
+            ) from None
 
     async def expire_leases(self) -> None:
         """Frees leases that ran out, also while nobody calls. Runs until cancelled."""

@@ -1,4 +1,4 @@
-"""Which of several requests an image is decoded for."""
+"""Which of several requests an image is decoded for, and where its embeddings are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from encoder_svc.client import AsyncEncoderClient
 from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.transport.arena import Arena, new_shared_file
 from tests.server.in_process import Inside, pending, serving
 
 if TYPE_CHECKING:
@@ -65,3 +67,15 @@ async def test_who_comes_second_joins_whoever_encodes(inside: Inside) -> None:
     for request in (first, second):
         request.close()
     assert not any(pending(inside.core).values())
+
+
+async def test_without_room_for_its_embeddings_an_image_is_to_come_again(
+    tiny_checkpoint: Callable[[str], Path], photos: list[Path]
+) -> None:
+    async with serving(tiny_checkpoint("qwen2_vl")) as (inside, target), AsyncEncoderClient(target) as client:
+        heap, inside.core.memory = inside.core.memory, Arena(new_shared_file("full"), 64)
+        with pytest.raises(RequestError, match="no room") as raised:
+            await client.encode(photos[:1])
+        assert (raised.value.reason, raised.value.retry_after_s) == (Reason.QUEUE_FULL, 1.0)
+        inside.core.memory = heap
+        assert len(await client.encode(photos[:1])) == 1
