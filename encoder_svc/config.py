@@ -166,8 +166,8 @@ class Config:
         "auto",
         _one_of("auto", "float32", "float16", "bfloat16"),
         "DTYPE",
-        "auto, float32, float16 or bfloat16; auto is bfloat16 on GPUs (float16 on NVIDIA's before capability 8.0) and CPUs "
-        "with AMX or AVX512-BF16, else float32",
+        "auto, float32, float16 or bfloat16; auto is bfloat16 on GPUs (float16 on NVIDIA's before capability 8.0) and "
+        "CPUs with AMX or AVX512-BF16, else float32",
     )
     mm_encoder_attn_backend: str | None = _option(
         None, _text, "NAME", "attention backend, obeyed to the letter or refused; without it the platform chooses"
