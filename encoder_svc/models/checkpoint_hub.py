@@ -13,6 +13,7 @@ class Hub(CheckpointFiles):
 
     def __init__(self, repo_id: str, revision: str | None) -> None:
         from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import logging as hub_logging
         from huggingface_hub.utils._validators import validate_repo_id
 
         self.name = repo_id
@@ -21,6 +22,9 @@ class Hub(CheckpointFiles):
         except HFValidationError:
             raise CheckpointError(f"--model {repo_id}: neither a folder that exists nor a hub id.") from None
         self._revision = revision
+        # The hub client writes its lines to stderr by itself, and gives them to our log as well.
+        hub_logging.get_logger().handlers.clear()
+        self._refuse_if_out_of_reach("config.json")
         config = self.path("config.json")
         if config is not None:
             # A cached file lies in snapshots/COMMIT/; every further file comes from that very commit.
@@ -40,6 +44,20 @@ class Hub(CheckpointFiles):
         except EntryNotFoundError:
             return None
         except Exception as error:  # the hub client raises its HTTP library's errors as well as its own
+            raise self._unreachable() from error
+
+    def _refuse_if_out_of_reach(self, filename: str) -> None:
+        """Asks the hub once for what is not in the cache: a download asks six times, and waits 23 s between them."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if try_to_load_from_cache(self.name, filename, revision=self._revision) is not None:
+            return
+        try:
+            get_hf_file_metadata(hf_hub_url(self.name, filename, revision=self._revision))
+        except HfHubHTTPError:
+            return  # it answers; what it says is the download's to make something of
+        except Exception as error:
             raise self._unreachable() from error
 
     def _unreachable(self) -> CheckpointError:

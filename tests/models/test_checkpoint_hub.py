@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import pytest
 
 from encoder_svc.models.synthetic import make_checkpoint
 from tests.models.towers import load
+from tests.serving import ENVIRONMENT, command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,6 +210,35 @@ def test_a_revision_that_does_not_exist_is_named(session: Session) -> None:
 @pytest.mark.parametrize("model", ["sharded", "single", "by commit"])
 def test_a_cached_checkpoint_loads_without_the_hub(session: Session, model: str) -> None:
     assert session.offline[model] == session.online[model]
+
+
+def test_a_hub_out_of_reach_is_asked_once_and_its_clients_lines_are_ours(tmp_path: Path) -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if not name.lower().endswith("_proxy")}
+    began_s = time.monotonic()
+    done = subprocess.run(
+        command("serve", "--device", "cpu", "--port", "0", "--log-format", "json", "--model", ABSENT),
+        check=False, capture_output=True, text=True, timeout=60,
+        env=environment | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert time.monotonic() - began_s < 20  # 24 s are what a download's waits alone add up to
+    *lines, last = done.stderr.splitlines()
+    assert "not to be had from the hub" in last
+    said = [json.loads(line) for line in lines]
+    assert not any("Retrying" in line["message"] for line in said)
+
+
+def test_the_hub_clients_lines_are_said_once(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys; from encoder_svc.models.checkpoint_hub import Hub\n"
+        "from encoder_svc.errors import CheckpointError\n"
+        "logging.basicConfig(format='ours: %(message)s')\n"
+        f"try: Hub({ABSENT!r}, None)\nexcept CheckpointError: pass\n"
+        "logging.getLogger('huggingface_hub.utils').warning('theirs')"
+    )
+    environment = ENVIRONMENT | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.splitlines() == ["ours: theirs"]
 
 
 def test_what_is_not_cached_cannot_be_had_without_the_hub(session: Session) -> None:
