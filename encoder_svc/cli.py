@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from encoder_svc.config import Config
+    from encoder_svc.platforms import Platform, Selection
+
 # Threads that spin while they wait for each other do so on cores that others need: beside two busy processes on two
 # cores a forward of 23 ms takes up to 2 s with OpenMP's default, and 29 ms with this. Alone it is no slower.
 _OPENMP = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -251,8 +254,14 @@ def _backends(parsed: argparse.Namespace) -> int:
         installed=parsed.installed,
         environment=tuple(parsed.env),
     )
-    print(decide(machine, config, head_size=parsed.head_size, as_json=parsed.json))
+    print(decide(machine, config, _on_this_cpu, head_size=parsed.head_size, as_json=parsed.json))
     return 0
+
+
+def _on_this_cpu(platform: Platform, config: Config, *, head_size: int, dtype: str) -> tuple[Selection, str]:
+    from encoder_svc.models.on_this_cpu import choose_on_this_cpu
+
+    return choose_on_this_cpu(platform, config, head_size=head_size, dtype=dtype)
 
 
 def _add_make_checkpoint(parser: argparse.ArgumentParser) -> None:

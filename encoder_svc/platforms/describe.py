@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from encoder_svc.config import platform_switches
 from encoder_svc.errors import ConfigError
@@ -36,8 +36,17 @@ class Machine:
     environment: tuple[str, ...] = ()
 
 
-def decide(machine: Machine, config: Config, *, head_size: int, as_json: bool) -> str:
+class OnThisCpu(Protocol):
+    """See :func:`encoder_svc.models.on_this_cpu.choose_on_this_cpu`."""
+
+    def __call__(self, platform: Platform, config: Config, *, head_size: int, dtype: str) -> tuple[Selection, str]: ...
+
+
+def decide(machine: Machine, config: Config, on_this_cpu: OnThisCpu, *, head_size: int, as_json: bool) -> str:
     """What ``serve`` would choose there under ``config``, for a person or as one JSON object.
+
+    Args:
+        on_this_cpu: asked where that is this machine's CPU, of which facts do not say what it can compile.
 
     Raises:
         ConfigError: the flags contradict each other, or one is malformed.
@@ -53,7 +62,10 @@ def decide(machine: Machine, config: Config, *, head_size: int, as_json: bool) -
         config.mm_encoder_attn_backend,
         flash_attn_implementation=config.mm_encoder_flash_attn_implementation,
     )
-    return _describe(platform, selection, head_size=head_size, dtype=dtype, as_json=as_json)
+    operations = None
+    if machine.platform is None and platform.name == "cpu":
+        selection, operations = on_this_cpu(platform, config, head_size=head_size, dtype=dtype)
+    return _describe(platform, selection, operations, head_size=head_size, dtype=dtype, as_json=as_json)
 
 
 def refuse_early(config: Config) -> None:
@@ -100,7 +112,9 @@ def _described(machine: Machine, name: str) -> Platform:
     return platform_class(name)(facts)
 
 
-def _describe(platform: Platform, selection: Selection, *, head_size: int, dtype: str, as_json: bool) -> str:
+def _describe(
+    platform: Platform, selection: Selection, operations: str | None, *, head_size: int, dtype: str, as_json: bool
+) -> str:
     values: dict[str, Any] = {
         "backend": selection.backend,
         "implementation": selection.implementation,
@@ -108,6 +122,7 @@ def _describe(platform: Platform, selection: Selection, *, head_size: int, dtype
         "source": selection.source,
         "reason": selection.reason,
         "rejected": [{"backend": rejection.backend, "why": rejection.why} for rejection in selection.rejected],
+        "operations": operations,
         "platform": platform.name,
         "device": _device(platform.facts),
         "dtype": dtype,
@@ -123,6 +138,7 @@ def _describe(platform: Platform, selection: Selection, *, head_size: int, dtype
         "implementation": f"{selection.implementation} {selection.implementation_version}".strip(),
         "source": selection.source,
         "reason": selection.reason,
+        **({} if operations is None else {"operations": operations}),
     }
     lines = [f"{key:<14}  {value}" for key, value in shown.items()]
     return "\n".join(lines + [f"not {r.backend:<14}  {r.why}" for r in selection.rejected])

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from encoder_svc.cli import main
+from tests.serving import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 KEYS = {"backend", "implementation", "source", "reason", "rejected"}
 
@@ -70,6 +76,21 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert (decision["backend"], decision["source"]) == ("TORCH_NAIVE", "override")
     # The environment of this machine says nothing of another.
     assert described(capsys, "--platform", "cpu")["source"] == "platform"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_this_cpus_kernels_are_those_of_a_server(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Callable[[str], Path],
+    dtype: str,
+) -> None:
+    monkeypatch.setenv("ENCODER_DEVICE", "cpu")
+    decision = described(capsys, "--dtype", dtype, "--head-size", "16")
+    with ServerProcess("--model", tiny_checkpoint("qwen2_5_vl"), "--device", "cpu", "--dtype", dtype) as server:
+        assert server.wait_for_log(r"operations: (.*)")[1] == decision["operations"]
+        assert server.wait_for_log(r"attention: TORCH_SDPA \((\S+) ")[1] == decision["implementation"]
+    assert described(capsys, "--platform", "cpu", "--dtype", dtype)["operations"] is None
 
 
 def test_a_refused_override_has_the_text_of_serve(capsys: pytest.CaptureFixture[str]) -> None:
