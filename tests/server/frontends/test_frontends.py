@@ -241,7 +241,7 @@ async def test_one_that_hangs_is_ended_and_another_takes_its_place(
 async def test_health_says_that_the_process_of_the_device_stands_still(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 0.3)
+    monkeypatch.setattr("encoder_svc.server.frontends.child._ALIVE_S", 1.0)
     status = health_pb2.HealthCheckResponse
     async with (
         serving(tiny_checkpoint("qwen2_vl"), frontend_processes=1) as inside,
