@@ -72,8 +72,7 @@ def _explain(error: Exception) -> tuple[str, int]:
         return str(error), _EXIT_REFUSED if isinstance(error, StartupError) else _EXIT_FAILED
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("encoder_svc"):
         return (
-            f"needs the package {error.name}: pip install 'encoder-svc[server]' — or, from a clone, "
-            "pip install -e '.[server]'.",
+            f"needs the package {error.name}, which a server's install brings: from a clone, pip install '.[server]'.",
             _EXIT_REFUSED,
         )
     said = " ".join(f"{type(error).__name__}: {error}".split())
