@@ -61,13 +61,18 @@ class FrontEnd:
         ours, theirs = socket.socketpair()
         images = new_shared_file("encoder-svc-images")
         passed = (theirs.fileno(), embeddings, images, door)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *python_module("encoder_svc.server.frontends", *passed),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=passed,
-                start_new_session=True,  # a terminal's signals are for this process, which tells the others
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *python_module("encoder_svc.server.frontends", *passed),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=passed,
+                    start_new_session=True,  # a terminal's signals are for this process, which tells the others
+                )
+        except BaseException:
+            ours.close()
+            os.close(images)
+            raise
         front_end = cls(process, images)
         try:
             front_end._link = await Link.over(ours, front_end._handlers, front_end._lost)
@@ -212,6 +217,9 @@ class FrontEnd:
         if self._guest is not None:
             self._num_lost = self._guest.num_requests
             self._guest.leave()
+            # It, its link and this refer to each other; the images' memory is not to wait for the cycle collector.
+            self._guest = None
+            self._handlers.clear()
         os.close(self._images)
         self.ended.set()
 

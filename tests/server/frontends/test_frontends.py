@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -189,6 +190,33 @@ async def test_one_that_is_killed_gives_all_back_and_another_takes_its_place(ins
     async with client_of(inside) as client:  # of new connections, some are the new one's
         for seed in range(CONNECTIONS):
             await client.encode([noise(60, 60, seed=100 + seed)])
+
+
+async def test_the_memory_of_one_that_is_killed_goes_with_it_and_waits_for_no_collector(inside: Inside) -> None:
+    def mapped() -> int:
+        return sum("encoder-svc-images" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    assert mapped() == 2
+    async with client_of(inside) as client:
+        await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(24)))
+    gc.disable()
+    try:
+        os.kill(inside.pids()[0], signal.SIGKILL)
+        while mapped() == 2:
+            await asyncio.sleep(0.01)
+        while len(inside.pids()) < 2 or inside.front_ends._now()[0]._guest is None:
+            await asyncio.sleep(0.05)
+        assert mapped() == 2
+    finally:
+        gc.enable()
+
+
+async def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        await FrontEnd.start(0, 0)
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_front_ends_that_do_not_stay_end_the_server(
