@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import TYPE_CHECKING, Final
 
 from encoder_svc.errors import ConfigError, RequestError
@@ -12,7 +13,9 @@ from encoder_svc.server.address import hold_port
 from encoder_svc.server.credentials import server_credentials
 from encoder_svc.server.frontends.child import YOUNG_S, FrontEnd
 from encoder_svc.server.frontends.door import DoorSign
+from encoder_svc.server.gauges import decoded_gauges
 from encoder_svc.server.shared_memory import EMBEDDING_OPTIONS, asked_for_by, embedding_bytes
+from encoder_svc.server.window import Window
 from encoder_svc.transport.arena import Arena, new_shared_file
 
 if TYPE_CHECKING:
@@ -49,9 +52,12 @@ class FrontEnds:
         self._leaving: set[asyncio.Task[None]] = set()
         self._ending = False
         self._gone: Counted = {}
+        # A scrape's thread finds a front end either running or gone.
+        self._removing = threading.Lock()
         self._failed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        observer.metrics.add_others(self.count)
+        self._metrics = observer.metrics
+        self._metrics.add_others(self.count)
 
     async def start(self) -> int:
         """See :class:`Entrance`; so with all of these."""
@@ -86,6 +92,8 @@ class FrontEnds:
         loaded.land_in(self._arena)
         loaded.core.admission.on_change = self._sign.write
         self._loaded = loaded
+        # Nothing is decoded here; a scrape adds what the front ends say to metrics that are there.
+        self._metrics.read_at_scrape(decoded_gauges(Window(0)))
         begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others will find it loaded
         opening = (front_end.open(self._config, self._arena, loaded) for front_end in begun)
         opened = await asyncio.gather(*opening, return_exceptions=True)
@@ -118,8 +126,8 @@ class FrontEnds:
 
     def count(self) -> Counted:
         """What the front ends counted, those that are gone among them. In a scrape's thread."""
-        total = dict(self._gone)
-        front_ends = self._now()
+        with self._removing:
+            total, front_ends = dict(self._gone), self._now()
         if self._loop is not None and front_ends:
             counting = asyncio.run_coroutine_threadsafe(self._count_all(front_ends), self._loop)
             try:
@@ -162,8 +170,7 @@ class FrontEnds:
                 if self._ending:
                     return
                 logger.error("a front end (process %d) ended; its calls are lost, another is started", front_end.pid)
-                self._running[place] = None
-                add(self._gone, what_only_grows(front_end.counted()))
+                self._remove(place, front_end)
                 leaving = asyncio.create_task(front_end.leave_none_behind())
                 self._leaving.add(leaving)
                 leaving.add_done_callback(self._leaving.discard)
@@ -181,5 +188,12 @@ class FrontEnds:
             except (ConfigError, RequestError, OSError) as error:
                 logger.error("a front end did not start: %s", error)
                 if (begun := self._running[place]) is not None:
-                    self._running[place] = None
+                    self._remove(place, begun)
                     await begun.stop(at_once=True)
+
+    def _remove(self, place: int, front_end: FrontEnd) -> None:
+        """It is gone; what it counted is not."""
+        gone = dict(self._gone)
+        add(gone, what_only_grows(front_end.counted()))
+        with self._removing:
+            self._running[place], self._gone = None, gone

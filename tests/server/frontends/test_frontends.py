@@ -20,6 +20,8 @@ from prometheus_client import generate_latest
 from encoder_svc.client import AsyncEncoderClient, PixelValues
 from encoder_svc.config import load_config
 from encoder_svc.errors import ConfigError, NotFoundError, OverloadedError, RequestError, UnavailableError
+from encoder_svc.observability.catalogue import METRICS
+from encoder_svc.observability.merge import what_only_grows
 from encoder_svc.observability.metrics import Metrics
 from encoder_svc.observability.request import Observer
 from encoder_svc.server.frontends.child import FrontEnd
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from encoder_svc.client import ImageInput
+    from encoder_svc.observability.merge import Counted
     from encoder_svc.server.loading import Loaded
 
 # A client has so many connections, which the system deals out among the front ends.
@@ -209,6 +212,39 @@ async def test_the_memory_of_one_that_is_killed_goes_with_it_and_waits_for_no_co
         assert mapped() == 2
     finally:
         gc.enable()
+
+
+async def test_a_scrape_finds_every_metric(inside: Inside) -> None:
+    names = {name for name in METRICS if await scraped(inside, name)}
+    assert names == METRICS.keys()
+    assert await scraped(inside, "encoder_decoded_bytes_limit") == [2**31]
+
+
+async def test_a_scrape_never_finds_less_than_the_one_before(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cpu_s() -> float:
+        """What the front ends say of themselves, those that are gone too."""
+        return inside.front_ends.count()["process_cpu_seconds_total", ()].value
+
+    def while_it_is_removed(samples: Counted) -> Counted:
+        seen.append(cpu_s())
+        return what_only_grows(samples)
+
+    async def fail(front_end: FrontEnd, *_: object) -> None:
+        await front_end.count()
+        seen.append(cpu_s())
+        raise ConfigError("No memory.")
+
+    seen = [await asyncio.to_thread(cpu_s)]
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._COUNT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor.what_only_grows", while_it_is_removed)
+    with monkeypatch.context() as broken:
+        broken.setattr(FrontEnd, "open", fail)
+        os.kill(inside.pids()[0], signal.SIGKILL)
+        while inside.front_ends.num_restarts < 2:
+            await asyncio.sleep(0.02)
+        seen.append(cpu_s())
+    assert len(seen) >= 5
+    assert seen == sorted(seen)
 
 
 async def test_a_process_that_cannot_be_started_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
