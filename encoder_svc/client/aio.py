@@ -23,7 +23,7 @@ from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
-from encoder_svc.client.wire import call_error, closed_error, model_info
+from encoder_svc.client.wire import call_error, closed_error, model_info, unreadable_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -143,9 +143,12 @@ class AsyncEncoderClient:
     async def _ask(self, method: str, request: Message, timeout_s: float | None) -> Any:
         try:
             with self._connections.taken() as stub:
-                return await self._begin(getattr(stub, method), request, timeout_s)
+                response = await self._begin(getattr(stub, method), request, timeout_s)
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
+        if response is None:
+            raise unreadable_error()
+        return response
 
     async def _results(
         self, method: str, request: Message, num_images: int, timeout_s: float | None, assembler: Assembler

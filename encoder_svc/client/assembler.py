@@ -10,7 +10,7 @@ from zlib_ng import zlib_ng
 
 from encoder_svc.client.received import Chunk
 from encoder_svc.client.types import DTYPES, EncodedImage, RetainedImage, StageTimings
-from encoder_svc.client.wire import CODE_NAMES, DTYPE_NAMES, same_fields
+from encoder_svc.client.wire import CODE_NAMES, DTYPE_NAMES, protocol_error, same_fields, unreadable_error
 from encoder_svc.errors import Reason, RequestError, request_error
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class Assembler:
         self._open: dict[int, _Arriving] = {}
         self.summary: encoder_pb2.Summary | None = None
 
-    def feed(self, response: encoder_pb2.EncodeImagesResponse | Chunk) -> Result | None:
-        """Takes one message; returns an image once it is complete, or its error.
+    def feed(self, response: encoder_pb2.EncodeImagesResponse | Chunk | None) -> Result | None:
+        """Takes one message, None for one that could not be read; returns an image once it is complete, or its error.
 
         Raises:
             RequestError: PROTOCOL_ERROR or CHECKSUM_MISMATCH; the answer cannot be trusted.
@@ -55,6 +55,8 @@ class Assembler:
         if isinstance(response, Chunk):
             self._append(response)
             return None
+        if response is None:
+            raise unreadable_error()
         match response.WhichOneof("event"):
             case "header":
                 self._begin(response.header)
@@ -82,21 +84,28 @@ class Assembler:
             RequestError: PROTOCOL_ERROR, if the answer ended before every image was settled.
         """
         if self._waiting or self.summary is None:
-            raise _protocol_error(f"the answer ended with {len(self._waiting)} images unsettled")
+            raise protocol_error(f"the answer ended with {len(self._waiting)} images unsettled")
 
     def _begin(self, header: encoder_pb2.ItemHeader) -> None:
         dtype = DTYPES.get(DTYPE_NAMES.get(header.dtype, ""))
-        if dtype is None or header.byte_length != header.rows * header.width * dtype.itemsize:
-            raise _protocol_error(f"image {header.index}: the header's sizes contradict each other")
+        if (
+            dtype is None
+            or header.byte_length != header.rows * header.width * dtype.itemsize
+            or header.width % (1 + header.num_deepstack)
+        ):
+            raise protocol_error(f"image {header.index}: the header's sizes contradict each other")
         if header.index not in self._waiting or header.index in self._open:
-            raise _protocol_error(f"image {header.index}: an unexpected header")
-        data = np.empty(0 if self._retained else header.byte_length, np.uint8)
+            raise protocol_error(f"image {header.index}: an unexpected header")
+        try:
+            data = np.empty(0 if self._retained else header.byte_length, np.uint8)
+        except (MemoryError, ValueError):  # not there, or more than an array may have
+            raise protocol_error(f"image {header.index}: {header.byte_length} bytes, more than memory has") from None
         self._open[header.index] = _Arriving(header, data)
 
     def _append(self, chunk: Chunk) -> None:
         image, end = self._opened(chunk.index), chunk.offset + len(chunk.data)
         if chunk.offset != image.filled or end > len(image.data):
-            raise _protocol_error(f"image {chunk.index}: a chunk that does not follow the one before")
+            raise protocol_error(f"image {chunk.index}: a chunk that does not follow the one before")
         image.data[image.filled : end] = np.frombuffer(chunk.data, np.uint8)
         image.crc32 = zlib_ng.crc32(chunk.data, image.crc32)  # now, while it is in the cache
         image.filled = end
@@ -105,7 +114,7 @@ class Assembler:
         image = self._opened(done.index)
         header = image.header
         if image.filled != len(image.data):
-            raise _protocol_error(f"image {done.index}: {image.filled} of {len(image.data)} bytes arrived")
+            raise protocol_error(f"image {done.index}: {image.filled} of {len(image.data)} bytes arrived")
         if image.crc32 != done.crc32:
             raise request_error(
                 Reason.CHECKSUM_MISMATCH, "The embeddings were damaged on the way.", image_index=done.index
@@ -137,12 +146,12 @@ class Assembler:
 
     def _opened(self, index: int) -> _Arriving:
         if index not in self._open:
-            raise _protocol_error(f"image {index}: bytes before their header")
+            raise protocol_error(f"image {index}: bytes before their header")
         return self._open[index]
 
     def _settle(self, index: int) -> None:
         if index not in self._waiting:
-            raise _protocol_error(f"image {index} was settled twice, or never sent")
+            raise protocol_error(f"image {index} was settled twice, or never sent")
         self._waiting.remove(index)
         self._open.pop(index, None)
 
@@ -175,7 +184,3 @@ def good_or_error(results: Sequence[Result], kind: type[R]) -> list[R | RequestE
     """The results, each of ``kind`` or an error."""
     assert all(isinstance(result, (kind, RequestError)) for result in results)
     return cast("list[R | RequestError]", results)
-
-
-def _protocol_error(what: str) -> RequestError:
-    return request_error(Reason.PROTOCOL_ERROR, f"The server broke the protocol: {what}.")

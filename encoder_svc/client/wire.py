@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -19,6 +20,7 @@ from encoder_svc.errors import CODE_NUMBERS, ERROR_DOMAIN, Reason, RequestError,
 
 if TYPE_CHECKING:
     import grpc
+    from google.rpc import status_pb2
 
 ROUND_ROBIN = ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}')
 """A channel argument: balance calls among the addresses of the target, such as those of a headless Service."""
@@ -31,6 +33,8 @@ DTYPE_NUMBERS = {
 }
 DTYPE_NAMES = {number: name for name, number in DTYPE_NUMBERS.items()}
 
+# What gRPC's client says of a message that it did not give us: not one of ours, or longer than it takes.
+_UNREADABLE_HERE = ("Exception deserializing response", "CLIENT: Received message larger than max")
 # What gRPC's client says of a call that it was told to cancel, or whose channel was closed.
 _CANCELLED_HERE = ("Locally cancelled", "Channel closed", "garbage collection")
 
@@ -39,6 +43,15 @@ T = TypeVar("T")
 
 def closed_error() -> RequestError:
     return request_error(Reason.UNREACHABLE, "This client is closed.")
+
+
+def protocol_error(what: str) -> RequestError:
+    return request_error(Reason.PROTOCOL_ERROR, f"The server broke the protocol: {what}.")
+
+
+def unreadable_error() -> RequestError:
+    """For a message that gRPC could not have read; its asyncio half gives None in its place."""
+    return protocol_error("a message that cannot be read")
 
 
 def model_info(response: encoder_pb2.GetModelInfoResponse) -> ModelInfo:
@@ -71,6 +84,12 @@ def call_error(error: grpc.RpcError, target: str) -> RequestError:
     info, retry_after_s = _error_details(call)
     if info is not None:
         return request_error(info.reason, details, code=code, retry_after_s=retry_after_s)
+    if any(said in details for said in _UNREADABLE_HERE):
+        return unreadable_error()
+    return _grpcs_own_error(code, details, target)
+
+
+def _grpcs_own_error(code: str, details: str, target: str) -> RequestError:
     match code:
         case "UNAVAILABLE":
             broke = f"No encoder service answers at {target}, or the connection to it broke"
@@ -94,7 +113,13 @@ def _cancelled(details: str, target: str) -> RequestError:
 
 
 def _error_details(call: grpc.Call) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
-    status = rpc_status.from_call(call)
+    try:
+        return _details_of(rpc_status.from_call(call))
+    except (ValueError, DecodeError):  # no message, or of another status: one that something on the way has changed
+        return None, None
+
+
+def _details_of(status: status_pb2.Status | None) -> tuple[error_details_pb2.ErrorInfo | None, float | None]:
     info, retry_after_s = None, None
     for detail in status.details if status else ():
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

@@ -56,6 +56,9 @@ def test_images_may_be_interleaved() -> None:
     [
         [header(byte_length=25)],
         [header(byte_length=2**40, rows=2)],
+        [header(rows=2**31, width=2**20, byte_length=2**53)],
+        [header(rows=2**32 - 1, width=2**30 - 1, byte_length=(2**32 - 1) * (2**30 - 1) * 4)],
+        [header(num_deepstack=1)],
         [header(dtype=0)],
         [header(1)],
         [header(), header()],
