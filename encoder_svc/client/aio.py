@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import grpc
@@ -23,10 +25,10 @@ from encoder_svc.client.received import stub
 from encoder_svc.client.request import encode_request
 from encoder_svc.client.trace import trace_metadata
 from encoder_svc.client.types import EncodedImage, RetainedImage
-from encoder_svc.client.wire import call_error, closed_error, model_info, unreadable_error
+from encoder_svc.client.wire import call_error, cancelled_error, closed_error, model_info, unreadable_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from types import TracebackType
 
     from google.protobuf.message import Message
@@ -141,11 +143,8 @@ class AsyncEncoderClient:
         return cast("encoder_pb2.ReleaseEmbeddingsResponse", response).num_released
 
     async def _ask(self, method: str, request: Message, timeout_s: float | None) -> Any:
-        try:
-            with self._connections.taken() as stub:
-                response = await self._begin(getattr(stub, method), request, timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise call_error(error, self.target) from None
+        with self._own_errors(), self._connections.taken() as stub:
+            response = await self._begin(getattr(stub, method), request, timeout_s)
         if response is None:
             raise unreadable_error()
         return response
@@ -153,19 +152,28 @@ class AsyncEncoderClient:
     async def _results(
         self, method: str, request: Message, num_images: int, timeout_s: float | None, assembler: Assembler
     ) -> AsyncIterator[Result]:
+        with self._own_errors(), self._connections.taken(num_images) as stub:
+            call = self._begin(getattr(stub, method), request, timeout_s)
+            try:
+                async for response in call:
+                    settled = assembler.feed(response)
+                    if settled is not None:
+                        yield settled
+            finally:
+                call.cancel()
+        assembler.finish()
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
         try:
-            with self._connections.taken(num_images) as stub:
-                call = self._begin(getattr(stub, method), request, timeout_s)
-                try:
-                    async for response in call:
-                        settled = assembler.feed(response)
-                        if settled is not None:
-                            yield settled
-                finally:
-                    call.cancel()
+            yield
         except grpc.aio.AioRpcError as error:
             raise call_error(error, self.target) from None
-        assembler.finish()
+        except asyncio.CancelledError:
+            # Of a call whose client was closed gRPC raises the same as of a task that was cancelled, as none was here.
+            if self._closed and (task := asyncio.current_task()) and not task.cancelling():
+                raise cancelled_error() from None
+            raise
 
     def _begin(self, method: Callable[..., Any], request: Message, timeout_s: float | None) -> Any:
         seconds = call_timeout(timeout_s, self._timeout_s)

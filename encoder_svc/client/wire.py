@@ -45,6 +45,10 @@ def closed_error() -> RequestError:
     return request_error(Reason.UNREACHABLE, "This client is closed.")
 
 
+def cancelled_error() -> RequestError:
+    return request_error(Reason.CANCELLED, "The call was cancelled.")
+
+
 def protocol_error(what: str) -> RequestError:
     return request_error(Reason.PROTOCOL_ERROR, f"The server broke the protocol: {what}.")
 
@@ -107,7 +111,7 @@ def _grpcs_own_error(code: str, details: str, target: str) -> RequestError:
 
 def _cancelled(details: str, target: str) -> RequestError:
     if any(said in details for said in _CANCELLED_HERE):
-        return request_error(Reason.CANCELLED, "The call was cancelled.")
+        return cancelled_error()
     # By gRPC's server, as it stops, of a call that comes in the same moment.
     return request_error(Reason.UNREACHABLE, f"The encoder service at {target} ended the call unanswered.")
 

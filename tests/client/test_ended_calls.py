@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ class Ending(encoder_pb2_grpc.EncoderServicer):
         self.may_end = threading.Event()
 
     def GetModelInfo(self, request: Any, context: Any) -> Any:
+        self._wait(context)
+
+    def EncodeImages(self, request: Any, context: Any) -> Any:
+        self._wait(context)
+
+    def _wait(self, context: Any) -> None:
         self.arrived.set()
         self.may_end.wait(20)
         context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
@@ -65,3 +72,30 @@ def test_a_call_whose_client_is_closed_was_cancelled(ending: tuple[Ending, str])
         error = asking.exception(10)
     assert isinstance(error, RequestError)
     assert error.reason == "CANCELLED"
+
+
+@pytest.mark.parametrize("method", ["info", "encode"])
+async def test_so_with_the_async_client_whose_callers_were_not_cancelled(
+    ending: tuple[Ending, str], method: str
+) -> None:
+    service, target = ending
+    client = AsyncEncoderClient(target)
+    asking = asyncio.create_task(client.info() if method == "info" else client.encode([b"an image"]))
+    assert await asyncio.to_thread(service.arrived.wait, 10)
+    await client.close()
+    [error] = await asyncio.gather(asking, return_exceptions=True)
+    assert not asking.cancelled()
+    assert isinstance(error, RequestError)
+    assert error.reason == "CANCELLED"
+
+
+@pytest.mark.parametrize("method", ["info", "encode"])
+async def test_a_caller_that_is_cancelled_is_cancelled(ending: tuple[Ending, str], method: str) -> None:
+    service, target = ending
+    async with AsyncEncoderClient(target) as client:
+        asking = asyncio.create_task(client.info() if method == "info" else client.encode([b"an image"]))
+        assert await asyncio.to_thread(service.arrived.wait, 10)
+        asking.cancel()
+        await client.close()
+        await asyncio.wait([asking])
+    assert asking.cancelled()
