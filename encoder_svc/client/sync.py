@@ -225,7 +225,9 @@ class EncoderClient:
                 if settled is not None:
                     yield settled
         except grpc.RpcError as error:
-            raise call_error(error, self.target) from None
+            # To gRPC it is the call itself, which its traceback's frames have in hand, and this one what arrived: all
+            # of that would stay until the collector of cycles comes by.
+            raise call_error(error.with_traceback(None), self.target) from None
         finally:
             call.cancel()
         assembler.finish()

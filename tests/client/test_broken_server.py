@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from encoder_svc.client import AsyncEncoderClient, EncoderClient, RequestError
+from encoder_svc.client.assembler import Assembler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +68,17 @@ def broken() -> Iterator[Broken]:
     server.start()
     yield handler
     server.stop(None).wait()
+
+
+def test_a_stream_that_fails_keeps_nothing(broken: Broken) -> None:
+    broken.code = grpc.StatusCode.INTERNAL
+    gc.disable()
+    try:
+        with EncoderClient(broken.target, timeout_s=20) as client, suppress(RequestError):
+            client.encode([b"an image"])
+        assert not [thing for thing in gc.get_objects() if type(thing) is Assembler]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("answer", [NO_MESSAGE, bytes(5 * 2**20)], ids=["no message", "longer than gRPC takes"])

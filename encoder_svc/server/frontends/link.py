@@ -68,6 +68,9 @@ class Link(asyncio.Protocol):
             raise
         finally:
             self._waiting.pop(number, None)
+            # An error's traceback holds this frame, and those of who asked: the message, images. Were this to hold the
+            # error in turn, they would stay until the collector of cycles comes by.
+            del answer
 
     def tell(self, what: str, **fields: Any) -> None:
         """Says something that wants no answer."""

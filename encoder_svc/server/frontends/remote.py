@@ -79,6 +79,8 @@ class Placed:
         except asyncio.CancelledError:
             self._drop(begun)
             raise
+        finally:
+            del begun  # has the image's error, whose traceback has this frame: see Link.ask
         return describe_decoded(decoded, self._arena.offset)
 
     def _decode_later(self, request: int, index: int) -> None:

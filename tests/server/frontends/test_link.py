@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import socket
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,6 +91,35 @@ async def test_an_error_is_raised_where_it_was_asked(link: Link) -> None:
     with pytest.raises(OverloadedError) as caught:
         await link.ask("refuse")
     assert (caught.value.reason, caught.value.message, caught.value.retry_after_s) == ("QUEUE_FULL", "Full.", 1.5)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_an_error_keeps_nothing_of_who_asked(link: Link, other: Other, is_lost: bool) -> None:
+    class Image:
+        pass
+
+    async def ask() -> weakref.ref[Image]:
+        image = Image()
+        reference = weakref.ref(image)
+        with suppress(RequestError):
+            await asking(image)
+        return reference
+
+    async def asking(_: Image) -> None:
+        await link.ask("hang" if is_lost else "refuse")
+
+    gc.disable()
+    try:
+        task = asyncio.create_task(ask())
+        if is_lost:
+            await link.ask("echo", value=0)
+            assert other.link is not None
+            other.link.close()
+        reference = await task
+        await asyncio.sleep(0)
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_crash_is_logged_there_and_internal_here(link: Link, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import socket
-from contextlib import asynccontextmanager
+import weakref
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +147,28 @@ async def test_an_image_s_own_fault_reaches_who_asks(placed: Placed, image: Imag
     with pytest.raises(RequestError, match="Broken"):
         await placed.handlers()["decode"](1, 0)
     assert not image.is_held
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_an_image_s_own_fault_keeps_nothing_of_it(placed: Placed, is_begun: bool) -> None:
+    async def decode() -> weakref.ref[Image]:
+        image = Image(placed)
+        image.error = request_error(Reason.IMAGE_CORRUPT, "Broken.")
+        image.may_end.set()
+        placed.offer(1, 0, image.decode, begin=is_begun)
+        with suppress(RequestError):
+            await placed.handlers()["decode"](1, 0)
+        placed.withdraw(1, 0)
+        image.error = None
+        return weakref.ref(image)
+
+    gc.disable()
+    try:
+        reference = await decode()
+        await turns()
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 async def test_so_many_are_let_in_ahead_as_all_front_ends_may_have_and_more_are_asked_for(placed: Placed) -> None:
