@@ -109,7 +109,8 @@ class FrontEnds:
 
     async def drain(self, refusal: RequestError, hurry: asyncio.Event) -> int:
         await self._start_no_more()
-        drained = (front_end.drain(refusal, self._config.drain_s, hurry) for front_end in self._now())
+        begun = [front_end for front_end in self._now() if front_end.has_begun]  # the others have no calls
+        drained = (front_end.drain(refusal, self._config.drain_s, hurry) for front_end in begun)
         return sum(await asyncio.gather(*drained))
 
     async def stop(self, *, at_once: bool = False) -> None:

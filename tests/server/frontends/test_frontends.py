@@ -330,6 +330,24 @@ async def test_a_drain_does_not_wait_for_one_that_hangs(
     assert asyncio.get_running_loop().time() - began_s < 10
 
 
+async def test_a_drain_asks_nothing_of_one_that_is_still_being_started(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starting = asyncio.Event()
+
+    async def begin(*_: object) -> None:
+        starting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("encoder_svc.server.frontends.supervisor._PAUSE_S", 0.01)
+    async with serving(tiny_checkpoint("qwen2_vl"), frontend_processes=1) as inside:
+        monkeypatch.setattr(FrontEnd, "begin", begin)
+        os.kill(inside.pids()[0], signal.SIGKILL)
+        await starting.wait()
+        assert len(inside.pids()) == 1
+    assert "did not live to drain" not in caplog.text
+
+
 async def test_one_that_cannot_be_replaced_leaves_the_others_at_work(
     inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
