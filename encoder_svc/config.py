@@ -49,6 +49,13 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _some_seconds(value: Any) -> float:
+    seconds = _seconds(value)
+    if seconds == 0:
+        raise ValueError("no time at all")
+    return seconds
+
+
 def _fraction(value: Any) -> float:
     try:
         share = float(str(value))
@@ -266,7 +273,7 @@ class Config:
         65_536, _COUNT, "N", "patches of one request that are decoded, encoded or waiting to be read at a time"
     )
     send_timeout_s: float = _option(
-        30.0, _seconds, "SECONDS", "how long the caller may leave one message unread before its call is ended"
+        30.0, _some_seconds, "SECONDS", "how long the caller may leave one message unread before its call is ended"
     )
     watchdog_s: float = _option(
         300.0, _seconds, "SECONDS", "how long one batch may take before the device counts as broken; 0 for ever"

@@ -204,6 +204,7 @@ def test_variables_of_others_are_none_of_ours(variable: str) -> None:
         ("dtype", "float64", "not one of auto, float32, float16, bfloat16"),
         ("resize", "bicubic", "not one of torch, pillow"),
         ("log_level", "loud", "not one of debug, info, warning, error"),
+        ("send_timeout_s", "0", "no time at all"),
         ("drain_s", "-1", "not a duration in seconds"),
         ("drain_s", "nan", "not a duration in seconds"),
         ("drain_s", "inf", "not a duration in seconds"),
