@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,3 +49,46 @@ def test_where_none_can_be_made_it_says_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with ExitStack() as temporary, pytest.raises(FileNotFoundError):
         make_folder(temporary, "ours-")
+
+
+MAKE_ONE_AND_WAIT = """
+import sys, tempfile
+from contextlib import ExitStack
+from encoder_svc.temporary import make_folder
+
+tempfile.tempdir = sys.argv[1]
+with ExitStack() as temporary:
+    (make_folder(temporary, "ours-") / "inside").mkdir()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_and_what_one_holds_stays(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", MAKE_ONE_AND_WAIT, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline()
+        [theirs] = tmp_path.iterdir()
+        long_ago_s = time.time() - 3600
+        os.utime(theirs, (long_ago_s, long_ago_s))
+        with ExitStack() as temporary:
+            make_folder(temporary, "ours-")
+            assert theirs.exists()
+        other.kill()
+    assert theirs.exists()
+    with ExitStack() as temporary:
+        make_folder(temporary, "ours-")
+        assert not theirs.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "age_s"), [("ours-0123456789abcdef", 0), ("ours-else", 3600), ("theirs-0123456789abcdef", 3600)]
+)
+def test_what_is_young_or_has_another_name_stays(tmp_path: Path, name: str, age_s: float) -> None:
+    (tmp_path / name).mkdir()
+    os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    with ExitStack() as temporary:
+        make_folder(temporary, "ours-")
+        assert (tmp_path / name).exists()

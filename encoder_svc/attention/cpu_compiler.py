@@ -6,10 +6,12 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
+from contextlib import ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from encoder_svc.temporary import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,16 +37,17 @@ def load_compiled(sources: Sequence[str], *definitions: str) -> ctypes.CDLL:
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (gcc) on the PATH")
     defined = [f"-D{definition}" for definition in definitions]
-    with as_file(files("encoder_svc")) as package, tempfile.TemporaryDirectory() as folder:
+    with as_file(files("encoder_svc")) as package, ExitStack() as temporary:
+        folder = make_folder(temporary, "encoder-svc-gcc-")
         # Two steps: linked with -fopenmp it would bring a second OpenMP runtime, whose threads fight with torch's.
         given = (*defined, f"-I{package / 'attention'}", "-c", *(str(package / source) for source in sources))
         _run(compiler, *_FLAGS, *given, cwd=folder)
         objects = [f"{Path(source).stem}.o" for source in sources]
         _run(compiler, "-shared", *objects, "-o", "kernels.so", cwd=folder)
-        return _loaded((Path(folder) / "kernels.so").read_bytes())
+        return _loaded((folder / "kernels.so").read_bytes())
 
 
-def _run(*command: str, cwd: str) -> None:
+def _run(*command: str, cwd: Path) -> None:
     subprocess.run(  # noqa: S603 - the program is the compiler, the arguments our own
         command, check=True, capture_output=True, text=True, timeout=_LIMIT_S, cwd=cwd
     )

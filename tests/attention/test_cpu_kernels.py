@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from encoder_svc.attention import PackedSequences, cpu_kernels
+from encoder_svc.attention.cpu_compiler import load_compiled
 from encoder_svc.attention.cpu_kernels import CpuKernels, has_amx, has_avx512_bf16
 from tests.tools import require
 
@@ -45,6 +48,18 @@ def operations() -> CpuKernels:
 
 
 made = cache(CpuKernels)
+
+
+def test_what_a_start_that_was_ended_meanwhile_left_goes_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("gcc")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "encoder-svc-gcc-0123456789abcdef"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    load_compiled(("attention/cpu_operations.c",))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
