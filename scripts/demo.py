@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from encoder_svc.temporary import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +35,9 @@ def main() -> int:
     parser.add_argument("--family", default="qwen2_5_vl", choices=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
     parser.add_argument("photos", nargs="*", type=Path, default=PHOTOS, metavar="PHOTO")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="encoder-svc-demo-") as folder:
-        return demo(arguments.family, arguments.photos, Path(folder))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too, and the folder goes
+    with ExitStack() as temporary:
+        return demo(arguments.family, arguments.photos, make_folder(temporary, "encoder-svc-demo-"))
 
 
 def demo(family: str, photos: list[Path], folder: Path) -> int:
