@@ -93,8 +93,8 @@ _IMAGES = MetricGroup(
             labels=_labels("reason"),
             meaning="Images that failed by themselves, in calls that went on, by our stable reason.",
             when_it_moves="IMAGE_*: a caller sends broken or oversized files. DEVICE_*, ENCODER_FAILED, "
-            "OUTPUT_NOT_FINITE: the device, the kernel or the checkpoint is at fault. LEASE_BYTES_EXHAUSTED: callers retain "
-            "and do not release, or `--max-leased-bytes` is low.",
+            "OUTPUT_NOT_FINITE: the device, the kernel or the checkpoint is at fault. LEASE_BYTES_EXHAUSTED: callers "
+            "retain and do not release, or `--max-leased-bytes` is low.",
         ),
         MetricDefinition(
             name="encoder_request_bytes_total",
