@@ -88,11 +88,13 @@ def run_server(loaded: LoadedConfig) -> int:
         use_kernel_cache(config, platform_for_device(device, platform_switches(config)).facts, temporary)
         config = with_front_ends(config, device)
         logger.info("front ends: %d", config.frontend_processes)
-        server = Server(config, Loader(config, model, metrics, phases), Observer(metrics, tracer), spare_what_is_loaded)
+        loader = Loader(config, model, metrics, phases)
+        server = Server(config, loader, Observer(metrics, tracer), spare_what_is_loaded)
         code = asyncio.run(server.run())
         if tracer is not None:
             tracer.close()
     if server.has_stuck_thread:
+        loader.abandon()
         os._exit(code)
     return code
 

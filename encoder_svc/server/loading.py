@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from encoder_svc.engine.work import Work
     from encoder_svc.observability.metrics import Metrics
     from encoder_svc.observability.start import StartPhases
+    from encoder_svc.server.devices.start import DeviceProcesses
     from encoder_svc.transport.arena import Arena
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Loader:
         self._config = config
         self._model = model
         self._metrics = metrics
+        self._processes: DeviceProcesses | None = None
         self.phases = phases
         # torch counts the machine's cores, not those that a container's quota leaves.
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
@@ -158,6 +160,11 @@ class Loader:
         logger.info("loaded %s (%s, %s on %s)", info.model, info.family, DTYPE_NAMES[info.dtype], info.device_name)
         return Loaded(devices.facts, core, devices.land_in, devices.close)
 
+    def abandon(self) -> None:
+        """Ends the processes of devices, in the midst of a load too. For a process that ends itself now."""
+        if self._processes is not None:
+            self._processes.kill()
+
     def _here(self, phase_ended: Callable[[str], None]) -> _Devices:
         """One device, of this process."""
         tower = self.load_tower(phase_ended)
@@ -169,7 +176,7 @@ class Loader:
         """Several, each in a process of its own."""
         from encoder_svc.server.devices.start import DeviceProcesses
 
-        processes = DeviceProcesses(self._config, self._model)
+        self._processes = processes = DeviceProcesses(self._config, self._model)
         try:
             info, max_batch_patches = processes.wait_until_loaded(phase_ended)
             facts = ModelFacts(info, self._settings, self._checkpoint.workflow.input_processor)

@@ -157,6 +157,11 @@ class DeviceProcesses:
         for runner in self._runners:
             runner.call_when_lost(call)
 
+    def kill(self) -> None:
+        """Ends them at once, also while they import what they need and hear nothing. For a process that ends itself."""
+        for process in self._processes:
+            process.process.kill()
+
     def close(self) -> None:
         """Ends them."""
         self.call_when_lost(lambda: None)

@@ -252,6 +252,16 @@ def test_a_signal_while_they_load_ends_all(model: Path, tmp_path: Path) -> None:
         wait_until_ended(processes)
 
 
+def test_a_signal_while_they_import_ends_all_at_once(model: Path) -> None:
+    with ServerProcess("--model", model, *DEVICES, wait=False) as server:
+        server.wait_for_log("devices: 2 processes")
+        processes = processes_of(server)
+        for process in processes:  # as one that hears nothing for a while
+            process.send_signal(signal.SIGSTOP)
+        assert server.stop() == 0
+        wait_until_ended(processes)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_one_that_ends_while_it_loads_is_said(model: Path, tmp_path: Path, which: int) -> None:
     with ServerProcess("--model", endless(model, tmp_path), *DEVICES, wait=False) as server:
