@@ -78,13 +78,18 @@ class _FrontEnd:
         self._pipeline: Pipeline | None = None
 
     async def run(self, end: socket.socket) -> int:
-        self._link = await Link.over(end, self._handlers, self._ended.set)
+        self._link = await Link.over(end, self._handlers, self._lost)
         await self._ended.wait()
-        if not self._stopped:
-            os._exit(1)  # the device's process died; calls end with their connections
         if self._tracer is not None:
             self._tracer.close()
         return 0
+
+    def _lost(self) -> None:
+        if not self._stopped:
+            # The device's process died; calls end with their connections. At once: what was asked of it has failed as
+            # if it were cancelled, which is not to be told to callers.
+            os._exit(1)
+        self._ended.set()
 
     async def _begin(self, config: dict[str, Any], port: int, alive_s: float) -> str | None:
         """Listens, and refuses all calls; returns why not.
