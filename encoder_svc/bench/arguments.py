@@ -25,7 +25,7 @@ def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every flag but ``--target`` and ``--timeout-s``, which other commands share."""
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(
-        "--concurrency", type=Count(_MAX_CONCURRENCY), default=8, metavar="N",
+        "--concurrency", type=Count(_MAX_CONCURRENCY), default="8", metavar="N",  # a text: else 8, given, is not seen
         help="closed loop: clients (default: %(default)s)",
     )  # fmt: skip
     loop.add_argument("--rate", type=Number(_MAX_RATE), metavar="R", help="open loop: requests/s, Poisson arrivals")

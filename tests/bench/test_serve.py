@@ -163,6 +163,7 @@ def test_ctrl_c_reports_what_was_measured(server, small_mix: Path, tmp_path: Pat
     [
         (["--concurrency", "0"], "must be a whole number from 1"),
         (["--concurrency", "4", "--rate", "3"], "not allowed with"),
+        (["--concurrency", "8", "--rate", "3"], "not allowed with"),
         (["--rate", "-1"], "must be a number above 0"),
         (["--rate", "nan"], "must be a number above 0"),
         (["--duration", "0"], "must be a number above 0"),
