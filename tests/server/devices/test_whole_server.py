@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -252,12 +253,14 @@ def test_a_signal_while_they_load_ends_all(model: Path, tmp_path: Path) -> None:
         wait_until_ended(processes)
 
 
-def test_a_signal_while_they_import_ends_all_at_once(model: Path) -> None:
-    with ServerProcess("--model", model, *DEVICES, wait=False) as server:
+def test_a_signal_while_they_import_ends_all_at_once(model: Path, tmp_path: Path) -> None:
+    slow = 'import sys, time\nif "encoder_svc.server.devices" in sys.orig_argv: time.sleep(60)\n'
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), str(Path(encoder_svc.__file__).parents[1])])
+    with ServerProcess("--model", model, *DEVICES, wait=False, environment={"PYTHONPATH": path}) as server:
         server.wait_for_log("devices: 2 processes")
         processes = processes_of(server)
-        for process in processes:  # as one that hears nothing for a while
-            process.send_signal(signal.SIGSTOP)
+        assert len(processes) == 2
         assert server.stop() == 0
         wait_until_ended(processes)
 
