@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -174,7 +175,8 @@ def all_good(results: Sequence[Result], kind: type[R]) -> list[R]:
     images: list[R] = []
     for result in results:
         if isinstance(result, RequestError):
-            raise result
+            # It would itself hold the frames that hold it, and all images, until the collector of cycles comes by.
+            raise copy(result)
         assert isinstance(result, kind)
         images.append(result)
     return images

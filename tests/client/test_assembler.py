@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 import zlib
 
 import pytest
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2 as pb
-from encoder_svc.client.assembler import Assembler
+from encoder_svc.client.assembler import Assembler, all_good
 from encoder_svc.client.types import EncodedImage
-from encoder_svc.errors import RequestError
+from encoder_svc.errors import RequestError, request_error
 
 DATA = bytes(range(24))
 
@@ -77,6 +79,26 @@ def test_a_broken_answer_is_refused(responses: list[pb.EncodeImagesResponse]) ->
     with pytest.raises(RequestError) as caught:
         feed(*responses)
     assert caught.value.reason == "PROTOCOL_ERROR"
+
+
+def test_an_image_that_failed_keeps_none_of_the_others() -> None:
+    def told() -> weakref.ref[object]:
+        [image] = feed(header(), chunk(0, DATA), done(), SUMMARY)
+        reference = weakref.ref(image.embeddings)
+        broken = request_error("IMAGE_CORRUPT", "Broken.", image_index=1, retry_after_s=2.0)
+        try:
+            all_good([image, broken], EncodedImage)
+        except RequestError as error:  # pytest.raises would itself be held by the error
+            assert str(error) == str(broken)
+            assert vars(error) == vars(broken)
+        return reference
+
+    gc.disable()
+    try:
+        reference = told()
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_damaged_bytes_are_found_by_the_checksum() -> None:
