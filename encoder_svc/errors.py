@@ -23,9 +23,11 @@ A reason is stable: programs may match on it. The message is for a person and ma
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 ERROR_DOMAIN: Final = "encoder-svc"
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 class EncoderSvcError(Exception):
@@ -248,3 +250,15 @@ def request_error(
     code = code or CODES.get(reason, "INTERNAL")
     cls = _CLASSES.get(code, InternalError)
     return cls(reason, message, code=code, image_index=image_index, retry_after_s=retry_after_s)
+
+
+def without_frames(error: ErrorT) -> ErrorT:
+    """The same error, without its traceback and those of what led to it.
+
+    A traceback keeps all that was in hand where the error passed: images, embeddings, a device's memory. That is for as
+    long as the error is kept, and, where the error itself was in hand too, until the collector of cycles comes by.
+    """
+    error.__context__ = None
+    if error.__cause__ is not None:
+        without_frames(error.__cause__)
+    return error.with_traceback(None)

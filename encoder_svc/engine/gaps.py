@@ -24,7 +24,8 @@ class Job(Generic[T]):
     """Work that several threads may come to; the first of them does it.
 
     Attributes:
-        future: what it returned or raised.
+        future: what it returned or raised. To be taken before anyone comes to it: those who come later may do so much
+            later, and must not keep the batch until then.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -34,12 +35,18 @@ class Job(Generic[T]):
 
     def __call__(self) -> None:
         """Does the work, unless another thread has it already or nobody wants it any more."""
-        if not self._begun.acquire(blocking=False) or not self.future.set_running_or_notify_cancel():
+        if not self._begun.acquire(blocking=False):
+            return
+        work, future = self._work, self.future
+        del self._work, self.future
+        if not future.set_running_or_notify_cancel():
             return
         try:
-            self.future.set_result(self._work())
+            future.set_result(work())
         except BaseException as error:
-            self.future.set_exception(error)
+            future.set_exception(error)
+        finally:
+            del work, future  # the error's traceback holds this frame
 
 
 class LayerGaps:

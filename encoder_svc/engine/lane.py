@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from encoder_svc.engine.gaps import Job
 from encoder_svc.engine.places import Places
 from encoder_svc.engine.work import Ride, fail, fail_broken, finish, halves
-from encoder_svc.errors import AttentionKernelError, Reason
+from encoder_svc.errors import AttentionKernelError, Reason, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -176,6 +176,9 @@ class Lane:
         except Exception as error:
             out_of_memory = self._runner.is_out_of_memory(error)
             ended("out_of_memory" if out_of_memory else "failed")
+            if not out_of_memory:
+                logger.error("a batch of %d images failed on the device", len(batch), exc_info=error)
+            without_frames(error)  # they hold what the batch took of the device's memory, which its parts need
             if out_of_memory and gaps is not None:
                 await self._run(batch, computed)  # a large image had the memory then: it says nothing of this batch
             else:
@@ -189,11 +192,12 @@ class Lane:
     async def _through_device(self, batch: list[Work], computed: Callable[[], None], gaps: Gaps | None) -> Ride:
         loop = asyncio.get_running_loop()
         job = Job(partial(self._submit, [work.image for work in batch]))
+        given = asyncio.wrap_future(job.future)
         with self._places.packing():
             self._device.submit(job)
             if gaps is not None:
                 gaps.offer(job)
-            begun_s, submitted = await asyncio.wrap_future(job.future)
+            begun_s, submitted = await given
         computed_there = partial(loop.call_soon_threadsafe, computed)
         result, ended_s = await loop.run_in_executor(self._waiters, self._wait, submitted, computed_there)
         return Ride(result, begun_s, ended_s)
@@ -217,7 +221,6 @@ class Lane:
         if out_of_memory:
             logger.warning("a batch of %d images, %d patches, did not fit the device's memory", len(batch), patches)
         else:
-            logger.error("a batch of %d images failed on the device", len(batch), exc_info=error)
             loop = asyncio.get_running_loop()
             if await loop.run_in_executor(self._device, self._runner.is_broken):
                 self._queue.give_up("the device answers nothing but errors")

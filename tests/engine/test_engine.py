@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
+import weakref
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -270,6 +273,44 @@ async def test_one_device_that_breaks_breaks_the_engine() -> None:
     assert await outcomes([running.encode(image(n)) for n in range(2)]) == [0, "DEVICE_BROKEN"]
     assert running.broken.is_set()
     await running.aclose()
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("raises", ["itself", "from another"])
+async def test_what_a_failed_batch_held_is_free_when_its_parts_run(
+    caplog: pytest.LogCaptureFixture, error: type[Exception], raises: str
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # a record that is kept keeps the traceback
+
+    class Activations:
+        pass
+
+    held: list[weakref.ref[Activations]] = []
+    left: list[int] = []
+
+    def fault(numbers: list[int]) -> None:
+        left.append(sum(one() is not None for one in held))
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if raises == "itself":
+            raise error
+        try:
+            raise ValueError
+        except ValueError as cause:
+            raise error from cause
+
+    gc.disable()
+    try:
+        running = engine(device := Device(fault=fault))
+        tasks = await behind_a_gate(running, device, 1, 2, 3)
+        device.gate.set()
+        assert len(await outcomes(tasks)) == 4
+        assert len(left) >= 5
+        assert not any(left)
+        await running.aclose()
+        assert not any(one() for one in held)
+    finally:
+        gc.enable()
 
 
 async def test_a_cancelled_image_never_reaches_the_device() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,16 +48,39 @@ def test_a_job_is_done_once_whoever_comes() -> None:
 def test_a_job_that_nobody_waits_for_is_not_done() -> None:
     done: list[int] = []
     job = Job(lambda: done.append(1))
-    job.future.cancel()
+    assert job.future.cancel()
     job()
     assert done == []
 
 
 def test_what_a_job_raises_reaches_its_future_and_not_the_forward() -> None:
     job: Job[float] = Job(lambda: 1 / 0)
+    future = job.future
     job()
     with pytest.raises(ZeroDivisionError):
-        job.future.result()
+        future.result()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_job_that_is_done_keeps_nothing_for_those_who_come_later(fails: bool) -> None:
+    class Batch:
+        pass
+
+    def work(batch: Batch) -> Batch:
+        if fails:
+            raise ValueError
+        return batch
+
+    gc.disable()
+    try:
+        batch = Batch()
+        job, kept = Job(partial(work, batch)), weakref.ref(batch)
+        del batch
+        job()
+        assert kept() is None
+        job()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,10 +91,11 @@ def test_neither_forward_disturbs_the_other(tiny_checkpoint: Callable[[str], Pat
     large, small = image(tower, LARGE, 1), image(tower, SMALL, 2)
     alone = [runner.submit([one]).wait().embeddings for one in (large, small)]
     within = Job(lambda: runner.submit([small]).wait())
+    encoded = within.future
     runner.gaps.offer(within)
     result = runner.submit([large]).wait()
-    assert [result.embeddings, within.future.result(0).embeddings] == alone
-    assert runner.gaps.taken_s >= within.future.result(0).forward_s > 0
+    assert [result.embeddings, encoded.result(0).embeddings] == alone
+    assert runner.gaps.taken_s >= encoded.result(0).forward_s > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -81,6 +108,7 @@ def test_there_are_gaps_within_a_long_attention(
     assert runner.gaps is not None
     large, small = image(tower, LARGE, 1), image(tower, SMALL, 2)
     within = Job(lambda: runner.submit([small]).wait())
+    encoded = within.future
     alone = [runner.submit([one]).wait().embeddings for one in (large, small)]
     attention, pause = tower.encoder.attention.backend, tower.encoder.attention.backend.pause
     assert pause is not None
@@ -92,11 +120,11 @@ def test_there_are_gaps_within_a_long_attention(
         if num_pauses == 2:
             runner.gaps.offer(within)
         pause()
-        assert within.future.done() == (num_pauses >= 2)
+        assert encoded.done() == (num_pauses >= 2)
 
     monkeypatch.setattr(attention, "pause", offering)
     result = runner.submit([large]).wait()
-    assert [result.embeddings, within.future.result(0).embeddings] == alone
+    assert [result.embeddings, encoded.result(0).embeddings] == alone
     assert num_pauses == tower.encoder.config.depth * (tower.encoder.config.num_heads - 1)
 
 
