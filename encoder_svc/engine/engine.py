@@ -99,6 +99,8 @@ class Engine:
         except asyncio.CancelledError:
             self._scheduler.remove(work)
             raise
+        finally:
+            del work  # it has the error, whose traceback has this frame
 
     async def aclose(self) -> None:
         """Waits for the batches that run and ends the devices' threads. Nothing may be encoded afterwards."""

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from encoder_svc.errors import CODES, Reason, RequestError, request_error
+from encoder_svc.errors import CODES, Reason, RequestError, request_error, without_frames
 from encoder_svc.server.answer import CallerLeftError
 from encoder_svc.server.status import abort
 
@@ -59,7 +59,7 @@ class Calls:
                 try:
                     return await work(record)
                 except RequestError as error:
-                    failure = error
+                    failure = without_frames(error)
                 except asyncio.CancelledError:
                     if self._cut_short_by is None:
                         reason = Reason.DEADLINE_EXCEEDED if _is_out_of_time(context) else Reason.CANCELLED

@@ -9,10 +9,11 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
-from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.errors import Reason, RequestError, request_error, without_frames
 from encoder_svc.images.types import EncodedImageBytes, GridThw, ImageSource, PixelValues, RawRgb
 from encoder_svc.server.answer import Answer
 from encoder_svc.server.info import DTYPE_NAMES
@@ -152,12 +153,24 @@ class _Together:
         Raises:
             RequestError, CallerLeftError: what ends the whole request.
         """
+        # A group's frame keeps the errors that it raises or was interrupted by, whose tracebacks keep the frame: images
+        # and embeddings would stay until the collector of cycles comes by.
+        failure = None
         try:
             async with asyncio.TaskGroup() as running:
                 for image, cost_patches in zip(images, costs_patches, strict=True):
                     running.create_task(self._run_one(image, cost_patches))
         except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+            clear_frames(group.__traceback__)
+            failure = group.exceptions[0]
+        except asyncio.CancelledError as left:
+            clear_frames(left.__traceback__)
+            raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
 
     async def _run_one(self, image: CheckedImage, cost_patches: int) -> None:
         """One image, from admission to the last byte. Raises only what ends the whole request."""
@@ -199,7 +212,7 @@ class _Together:
                 lease_s=self.lease_s,
             )
         except RequestError as error:
-            return error
+            return without_frames(error)
         except Exception:
             logger.exception("an image failed")
             return request_error(Reason.INTERNAL, "The server failed on this image.")

@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from encoder_svc._generated.encoder.v1 import encoder_pb2
-from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.errors import Reason, RequestError, request_error, without_frames
 from encoder_svc.server.status import abort, end_with
 
 if TYPE_CHECKING:
@@ -86,7 +86,12 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(received: Received[Any] | None, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             if received is not None:
-                return await work(received, context)
+                try:
+                    return await work(received, context)
+                except grpc.aio.AbortError as error:
+                    del received  # the context keeps the error, and that this frame, which keeps the context
+                    without_frames(error)
+                    raise
             told = self._observer.refused(
                 method, context.invocation_metadata() or (), _MALFORMED.code, _MALFORMED.reason
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from encoder_svc.allocator import give_back_what_is_free
 from encoder_svc.cache.keys import ContentKeys
-from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.errors import Reason, RequestError, request_error, without_frames
 from encoder_svc.platforms.cores import usable_cores
 from encoder_svc.server.core import Decoded
 from encoder_svc.server.info import limits_of
@@ -122,7 +122,7 @@ class Pipeline:
                 raise source
             return CheckedImage(index, self.processor.plan(source), self._keys.key(source.key_fields()))
         except RequestError as error:
-            return CheckedImage(index, error)
+            return CheckedImage(index, without_frames(error))
 
     def share(self) -> RequestShare:
         """For one request."""
@@ -158,6 +158,11 @@ class Pipeline:
             if not job.cancelled():
                 room.keep_for(job)
             raise
+        except RequestError as error:
+            without_frames(error)  # they hold what was decoded so far, and the room for it is free next
+            raise
+        finally:
+            del job  # it has the error, whose traceback has this frame
 
     def _process(self, plan: PlannedImage) -> Decoded:
         """Takes its times in its own thread."""

@@ -54,6 +54,7 @@ async def fetch_embeddings(
                 await answer.failure(index, error)
                 continue
             await answer.image(index, key, embeddings, outcome="fetched", stages=Stages(), ready_s=time.monotonic())
+            del embeddings  # the next key may be waited for
     await answer.end()
 
 
