@@ -29,6 +29,10 @@ _FIELDS: Final[dict[str, str]] = {
 """Which of a request's fields a reason is about, where that is not what it asks for."""
 
 
+# gRPC sends a status after what was written before it. A call that waits for that keeps its request in memory.
+_TOLD_S: Final = 1.0
+
+
 async def abort(
     context: grpc.aio.ServicerContext[Any, Any], error: RequestError, *, asked_for: str = "images"
 ) -> NoReturn:
@@ -41,10 +45,11 @@ async def abort(
     try:
         # What was set before, such as the trace's context, would be dropped.
         metadata = (*(context.trailing_metadata() or ()), *(status.trailing_metadata or ()))
-        await context.abort(status.code, status.details or "", metadata)
+        async with asyncio.timeout(_TOLD_S):
+            await context.abort(status.code, status.details or "", metadata)
     except grpc.aio.AbortError:
         raise
-    except Exception:  # the caller left before the status could be sent
+    except Exception:  # the caller left before the status could be sent, or reads nothing; gRPC tells it once it does
         raise asyncio.CancelledError from None
     raise AssertionError("abort() does not return")
 

@@ -115,6 +115,23 @@ async def time_is_up(inside: Inside, target: str) -> None:
             await asyncio.wait([asyncio.create_task(client.encode([noise(400), noise(300)], timeout_s=timeout_s))])
 
 
+async def is_not_read(inside: Inside, target: str) -> None:
+    image = encoder_pb2.Image(raw=encoder_pb2.RawImage(height=800, width=800, data=noise(800).tobytes()))
+    async with grpc.aio.insecure_channel(target) as channel:
+        call = encoder_pb2_grpc.EncoderStub(channel).EncodeImages(encoder_pb2.EncodeImagesRequest(images=[image] * 32))
+        while not inside.core.admission.num_requests:
+            await asyncio.sleep(0.01)
+        while any(pending(inside.core).values()):
+            await asyncio.sleep(0.01)
+        for _ in range(200):  # it was told, and does not hear it
+            if not held():
+                break
+            await asyncio.sleep(0.02)
+        assert not held()
+        with pytest.raises(grpc.aio.AioRpcError, match="No message of the answer was read"):
+            _ = [message async for message in call]
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -125,6 +142,7 @@ async def time_is_up(inside: Inside, target: str) -> None:
         is_not_finite,
         callers_leave,
         time_is_up,
+        is_not_read,
     ],
 )
 async def test_nothing_is_held_by_a_call_that_ended(
