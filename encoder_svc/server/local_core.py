@@ -245,9 +245,12 @@ class LocalRequest:
 
     def image_done(self, index: int, *, completed: bool) -> None:
         self._leads_no_more(index)
-        self._grant.image_done(self._images[index].num_patches, completed=completed)
+        image = self._images[index]
+        self._images[index] = replace(image, kept=None)
+        self._grant.image_done(image.num_patches, completed=completed)
 
     def close(self) -> None:
         for index in range(len(self._images)):
             self._leads_no_more(index)
+        self._images.clear()  # the queue may know of the request a while longer, for the turns of others
         self._grant.close()

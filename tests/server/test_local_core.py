@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from encoder_svc.client import AsyncEncoderClient
 from encoder_svc.errors import Reason, RequestError, request_error
+from encoder_svc.images.types import GridThw
+from encoder_svc.server.core import Embeddings
 from encoder_svc.transport.arena import Arena, new_shared_file
 from tests.server.in_process import Inside, pending, serving
 
@@ -41,6 +45,25 @@ async def test_the_first_that_reserved_an_image_leads_until_it_is_done(inside: I
     for request in (first, second, third):
         request.close()
     assert not any(pending(inside.core).values())
+
+
+@pytest.mark.parametrize("ends", ["the image", "the request"])
+async def test_embeddings_that_were_kept_are_the_stores_alone_when_they_are_done_with(
+    inside: Inside, ends: str
+) -> None:
+    data = np.zeros(16, np.uint8)
+    left = weakref.ref(data)
+    inside.core.store.lease("a", Embeddings(GridThw(1, 2, 2), data.data), 60)
+    del data
+    request = await inside.core.admit(num_images=1, num_bytes=10)
+    assert await request.reserve([("a", 4)], math.inf) == [0]
+    inside.core.store.release("a")
+    assert left() is not None
+    if ends == "the image":
+        request.image_done(0, completed=True)
+        assert left() is None
+    request.close()
+    assert left() is None
 
 
 async def test_who_comes_second_joins_whoever_encodes(inside: Inside) -> None:
