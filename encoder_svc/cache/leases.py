@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Generic
+from typing import Final, Generic
 
 from encoder_svc.cache.entry import EntryT
 from encoder_svc.cache.expiry import ExpiryQueue
+from encoder_svc.cache.lingering import Lingering
 from encoder_svc.errors import Reason, RequestError, request_error
+
+# Within which something that is being read may have been.
+_READ_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -18,15 +22,12 @@ class _Lease(Generic[EntryT]):
 
 
 class Leases(Generic[EntryT]):
-    """Leased entries by key, each with a count of holders and one time of expiry, within a bound of bytes.
-
-    Attributes:
-        num_bytes: of the leased entries; never above ``max_bytes``.
-    """
+    """Leased entries by key, each with a count of holders and one time of expiry, within a bound of bytes."""
 
     def __init__(self, max_bytes: int, max_expired_keys: int) -> None:
         self.max_bytes = max_bytes
-        self.num_bytes = 0
+        self._leased_bytes = 0
+        self._lingering: Lingering[EntryT] = Lingering()
         self._max_expired_keys = max_expired_keys
         self._leases: dict[str, _Lease[EntryT]] = {}
         self._expiries = ExpiryQueue()
@@ -34,6 +35,11 @@ class Leases(Generic[EntryT]):
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the leased entries, and of those that :meth:`linger`; never above ``max_bytes``."""
+        return self._leased_bytes + self._lingering.num_bytes
 
     @property
     def next_expiry_s(self) -> float | None:
@@ -55,10 +61,11 @@ class Leases(Generic[EntryT]):
         if lease is not None:
             lease.num_holders += 1
         else:
+            self._lingering.discard(entry)
             if self.num_bytes + entry.nbytes > self.max_bytes:
                 raise self._exhausted(entry.nbytes, now_s)
             self._leases[key] = _Lease(entry, num_holders=1)
-            self.num_bytes += entry.nbytes
+            self._leased_bytes += entry.nbytes
             self._expired.pop(key, None)
         return self._expiries.extend(key, expires_s)
 
@@ -79,6 +86,10 @@ class Leases(Generic[EntryT]):
                 self._expired.popitem(last=False)
         return popped
 
+    def linger(self, entry: EntryT) -> None:
+        """One whose lease ended, and which is kept nowhere: it counts for as long as somebody reads it."""
+        self._lingering.add(entry)
+
     def not_found(self, key: str) -> RequestError:
         """Why a key is not leased: KEY_EXPIRED or KEY_UNKNOWN."""
         if key in self._expired:
@@ -91,7 +102,7 @@ class Leases(Generic[EntryT]):
 
     def _take(self, key: str) -> EntryT:
         entry = self._leases.pop(key).entry
-        self.num_bytes -= entry.nbytes
+        self._leased_bytes -= entry.nbytes
         return entry
 
     def _exhausted(self, num_bytes: int, now_s: float) -> RequestError:
@@ -102,10 +113,9 @@ class Leases(Generic[EntryT]):
                 "Have them streamed, or raise the server's bound.",
             )
         next_s = self.next_expiry_s
-        assert next_s is not None  # something is leased, or the entry would fit
         return request_error(
             Reason.LEASE_BYTES_EXHAUSTED,
-            f"{self.num_bytes} bytes are retained already, at most {self.max_bytes} may be, and these embeddings have "
-            f"{num_bytes}. Release keys, try again later or on another replica.",
-            retry_after_s=next_s - now_s,
+            f"{self.num_bytes} bytes are retained already, or still being read, at most {self.max_bytes} may be, and "
+            f"these embeddings have {num_bytes}. Release keys, try again later or on another replica.",
+            retry_after_s=_READ_S if next_s is None else next_s - now_s,
         )

@@ -1,7 +1,8 @@
 """Finished embeddings by content key: an LRU cache, and leases that pin an entry for another process to fetch.
 
 Pure: no torch, no grpc, a clock passed in. An entry is charged to one of two bounds, never to both: ``max_bytes`` while
-it is merely cached, ``max_leased_bytes`` while anyone holds a lease on it. Together they bound what the store holds.
+it is merely cached, ``max_leased_bytes`` while anyone holds a lease on it. One that is dropped while somebody reads it
+is charged until it has been read. Together they bound what the store holds, and what is read of what it held.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class StoreStats:
     Attributes:
         hits, misses: of :meth:`EmbeddingStore.get`, since the start.
         evictions: cached entries pushed out to make room, since the start.
-        cached_bytes: of entries without a lease; at most ``max_bytes``.
-        leased_bytes: of entries with one; at most ``max_leased_bytes``.
+        cached_bytes: of entries without a lease, and of those that were evicted and are still being read; at most
+            ``max_bytes``.
+        leased_bytes: of entries with one, and of those whose lease ended, that are cached no longer and still being
+            read; at most ``max_leased_bytes``.
         num_entries: of both kinds.
         num_leased: of the second kind.
     """
@@ -131,7 +134,7 @@ class EmbeddingStore(Generic[EntryT]):
         return self._cached.peek(key) if entry is None else entry
 
     def put(self, key: str, entry: EntryT) -> bool:
-        """Caches an entry, evicting those unused for longest. False if it is not kept: alone over ``max_bytes``."""
+        """Caches an entry, evicting those unused for longest. False if it is not kept: there is no room."""
         _check(entry)
         self.expire()
         return self._held(key) is not None or self._cached.put(key, entry)
@@ -178,7 +181,7 @@ class EmbeddingStore(Generic[EntryT]):
             return False
         entry = self._leased.drop_holder(key)
         if entry is not None:
-            self._cached.put(key, entry)
+            self._unpin(key, entry)
         return True
 
     def expire(self) -> int:
@@ -191,9 +194,15 @@ class EmbeddingStore(Generic[EntryT]):
 
     def _expire(self, now_s: float) -> int:
         ended = self._leased.pop_expired(now_s)
-        for key, entry in ended:
-            self._cached.put(key, entry)
-        return len(ended)
+        num_ended = len(ended)
+        ended.reverse()
+        while ended:  # not held here any more than elsewhere, should the next one evict it
+            self._unpin(*ended.pop())
+        return num_ended
+
+    def _unpin(self, key: str, entry: EntryT) -> None:
+        if not self._cached.put(key, entry):
+            self._leased.linger(entry)
 
 
 def _check(entry: EntryT) -> None:

@@ -304,7 +304,7 @@ _CACHE = MetricGroup(
             name="encoder_cache_bytes",
             kind="gauge",
             unit="bytes",
-            meaning="Embeddings that are cached and not leased.",
+            meaning="Embeddings that are cached and not leased, and those that had to go but are still being read.",
             when_it_moves="Fills up to its limit and stays there.",
         ),
         MetricDefinition(
@@ -332,7 +332,7 @@ _CACHE = MetricGroup(
             name="encoder_leased_bytes",
             kind="gauge",
             unit="bytes",
-            meaning="Embeddings that are retained.",
+            meaning="Embeddings that are retained, and those whose lease ended, kept nowhere but still being read.",
             when_it_moves="Near its limit: images are about to fail with LEASE_BYTES_EXHAUSTED. Release sooner, or "
             "lease for less.",
         ),

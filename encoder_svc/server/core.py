@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from encoder_svc.observability.stages import Stages
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Embeddings:
-    """One image's embeddings, as the cache keeps them: ``data`` is [rows, width] of the tower's dtype."""
+    """One image's embeddings, as the cache keeps them: ``data`` is [rows, width] of the tower's dtype. Whoever reads
+    ``data`` holds on to this: its memory is counted for so long."""
 
     grid: GridThw
     data: memoryview

@@ -90,7 +90,8 @@ class LocalCore:
     async def fetch(self, key: str) -> AsyncIterator[Embeddings]:
         """See :class:`Core`."""
         await self.promises.wait(key)
-        yield self.store.fetch(key)
+        embeddings = self.store.fetch(key)
+        yield embeddings  # in hand meanwhile: what is read counts
 
     async def release(self, keys: Sequence[str]) -> int:
         """See :class:`Core`."""
@@ -165,7 +166,7 @@ class LocalCore:
         """An image's bytes in a place of their own.
 
         Raises:
-            RequestError: QUEUE_FULL. Nothing bounds what callers may be reading of embeddings that left the cache.
+            RequestError: QUEUE_FULL. It takes many holes between what is kept and what is read.
         """
         if self.memory.holds(data):
             return data
@@ -173,7 +174,9 @@ class LocalCore:
             return await asyncio.to_thread(self.memory.own, data)
         except MemoryError:
             raise request_error(
-                Reason.QUEUE_FULL, "Embeddings that are being read leave no room for this image's.", retry_after_s=1.0
+                Reason.QUEUE_FULL,
+                "Embeddings that are kept or being read leave no room for this image's.",
+                retry_after_s=1.0,
             ) from None
 
     async def expire_leases(self) -> None:

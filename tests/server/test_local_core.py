@@ -66,6 +66,15 @@ async def test_embeddings_that_were_kept_are_the_stores_alone_when_they_are_done
     assert left() is None
 
 
+async def test_embeddings_that_are_fetched_count_until_they_were_read(inside: Inside) -> None:
+    core = inside.core
+    core.store.lease("a", Embeddings(GridThw(1, 2, 2), memoryview(bytes(16))), 60)
+    async with core.fetch("a"):
+        await core.release(["a"])
+        assert core.store.stats.leased_bytes == 16
+    assert core.store.stats.leased_bytes == 0
+
+
 async def test_who_comes_second_joins_whoever_encodes(inside: Inside) -> None:
     first, second = [await inside.core.admit(num_images=1, num_bytes=10) for _ in range(2)]
     for request in (first, second):
