@@ -125,7 +125,7 @@ async def test_a_device_that_hangs_ends_the_process(
 ) -> None:
     hangs = threading.Event()
     async with (
-        serving(tiny_checkpoint("qwen2_vl"), watchdog_s=0.5, exit_code=EXIT_DEVICE_BROKEN) as (inside, target),
+        serving(tiny_checkpoint("qwen2_vl"), watchdog_s=2, exit_code=EXIT_DEVICE_BROKEN) as (inside, target),
         AsyncEncoderClient(target) as client,
         grpc.aio.insecure_channel(target) as channel,
     ):

@@ -124,7 +124,7 @@ def test_they_give_way_to_the_servers_process(model: Path) -> None:
         assert all(process.nice() > niceness for process in processes_of(server))
 
 
-@pytest.mark.parametrize(("how", "options"), [(signal.SIGKILL, ()), (signal.SIGSTOP, ("--watchdog-s", "1"))])
+@pytest.mark.parametrize(("how", "options"), [(signal.SIGKILL, ()), (signal.SIGSTOP, ("--watchdog-s", "5"))])
 def test_one_that_is_lost_ends_the_server(model: Path, how: signal.Signals, options: tuple[str, ...]) -> None:
     with ServerProcess("--model", model, *DEVICES, *options, "--drain-s", "1") as server:
         processes = processes_of(server)
