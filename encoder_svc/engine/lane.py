@@ -176,7 +176,7 @@ class Lane:
         except Exception as error:
             out_of_memory = self._runner.is_out_of_memory(error)
             ended("out_of_memory" if out_of_memory else "failed")
-            if not out_of_memory:
+            if not out_of_memory and not self._queue.broken.is_set():  # which has been said
                 logger.error("a batch of %d images failed on the device", len(batch), exc_info=error)
             without_frames(error)  # they hold what the batch took of the device's memory, which its parts need
             if out_of_memory and gaps is not None:
@@ -213,7 +213,7 @@ class Lane:
         return result, self._clock()
 
     async def _recover(self, batch: list[Work], computed: Callable[[], None], error: Exception) -> None:
-        if self._queue.broken.is_set():  # which has been said
+        if self._queue.broken.is_set():
             fail_broken(batch)
             return
         out_of_memory = self._runner.is_out_of_memory(error)
