@@ -11,7 +11,7 @@ from encoder_svc.cache.expiry import ExpiryQueue
 from encoder_svc.cache.lingering import Lingering
 from encoder_svc.errors import Reason, RequestError, request_error
 
-# Within which something that is being read may have been.
+# What is being read may have been read by then.
 _READ_S: Final = 1.0
 
 
@@ -61,7 +61,7 @@ class Leases(Generic[EntryT]):
         if lease is not None:
             lease.num_holders += 1
         else:
-            self._lingering.discard(entry)
+            self._lingering.discard(entry)  # it fitted while it lingered, and does now
             if self.num_bytes + entry.nbytes > self.max_bytes:
                 raise self._exhausted(entry.nbytes, now_s)
             self._leases[key] = _Lease(entry, num_holders=1)

@@ -72,3 +72,7 @@ class ByteLru(Generic[EntryT]):
         if entry is not None:
             self._kept_bytes -= entry.nbytes
         return entry
+
+    def disown(self, entry: EntryT) -> None:
+        """It counts elsewhere now, should it have been pushed out and still be read."""
+        self._lingering.discard(entry)

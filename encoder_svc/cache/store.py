@@ -157,8 +157,11 @@ class EmbeddingStore(Generic[EntryT]):
         now_s = self._clock()
         self._expire(now_s)
         held = self._held(key)
-        expires_s = self._leased.add(key, entry if held is None else held, now_s, now_s + seconds)
+        if held is None:
+            held = entry
+        expires_s = self._leased.add(key, held, now_s, now_s + seconds)
         self._cached.pop(key)
+        self._cached.disown(held)
         return expires_s
 
     def fetch(self, key: str) -> EntryT:

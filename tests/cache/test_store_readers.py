@@ -36,7 +36,7 @@ class Reads(RuleBasedStateMachine):
     def start(self, max_bytes: int, max_leased_bytes: int) -> None:
         self.now_s = 0
         self.store: EmbeddingStore[Blob] = EmbeddingStore(max_bytes, max_leased_bytes, lambda: self.now_s)
-        self.reading: list[Blob] = []
+        self.reading: list[tuple[str, Blob]] = []
 
     @rule(key=KEYS)
     def put(self, key: str) -> None:
@@ -46,6 +46,15 @@ class Reads(RuleBasedStateMachine):
     def lease(self, key: str, seconds: int) -> None:
         try:
             self.store.lease(key, Blob(SIZES[key]), seconds)
+        except RequestError as error:
+            without_frames(error)
+
+    @precondition(lambda self: self.reading)
+    @rule(data=st.data(), seconds=st.integers(1, 9))
+    def retain_what_is_read(self, data: st.DataObject, seconds: int) -> None:
+        key, entry = self.reading[data.draw(st.integers(0, len(self.reading) - 1))]
+        try:
+            self.store.lease(key, entry, seconds)
         except RequestError as error:
             without_frames(error)
 
@@ -62,7 +71,7 @@ class Reads(RuleBasedStateMachine):
     def begin_to_read(self, key: str) -> None:
         entry = self.store.get(key)
         if entry is not None:
-            self.reading.append(entry)
+            self.reading.append((key, entry))
 
     @precondition(lambda self: self.reading)
     @rule(data=st.data())
@@ -77,7 +86,7 @@ class Reads(RuleBasedStateMachine):
     @invariant()
     def all_that_is_kept_or_read_counts_once(self) -> None:
         kept = {id(entry): entry for key in SIZES if (entry := self.store.peek(key)) is not None}
-        there = kept | {id(entry): entry for entry in self.reading}
+        there = kept | {id(entry): entry for _, entry in self.reading}
         stats = self.store.stats
         assert stats.cached_bytes + stats.leased_bytes == sum(entry.nbytes for entry in there.values())
 
@@ -113,10 +122,13 @@ def test_what_is_read_beyond_its_lease_leaves_no_room_for_another() -> None:
     assert store.stats.leased_bytes == 5
 
 
-def test_what_is_retained_again_while_it_is_read_counts_once() -> None:
-    store: EmbeddingStore[Blob] = EmbeddingStore(0, 10, lambda: 0.0)
-    entry = Blob(6)
-    store.lease("a", entry, 60)
-    store.release("a")
-    store.lease("a", entry, 60)
-    assert store.stats.leased_bytes == 6
+@pytest.mark.parametrize("max_bytes", [0, 10])
+def test_what_is_retained_while_it_is_read_counts_once(max_bytes: int) -> None:
+    store: EmbeddingStore[Blob] = EmbeddingStore(max_bytes, 10, lambda: 0.0)
+    read = Blob(6)
+    store.put("a", read)
+    store.put("b", Blob(7))  # pushes it out
+    for _ in range(2):
+        store.lease("a", read, 60)
+        assert (store.stats.cached_bytes, store.stats.leased_bytes) == (0, 6)
+        store.release("a")
