@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from encoder_svc.engine.device import Submitted
-    from encoder_svc.images.types import ProcessedImage
+    from encoder_svc.images.types import GridThw, ProcessedImage
     from tests.server.in_process import Inside
 
 GOOD_SIDES = (56, 84, 112)
@@ -68,14 +68,16 @@ def on_the_device(error: Exception) -> Callable[[Inside, pytest.MonkeyPatch], No
 def output_is_nan(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = inside.core.engine._lanes[0]._runner._tower.encoder
     forward, build = encoder.forward, encoder.build_inputs
-    grids = []
+    batches = []  # a small batch is built and run between the layers of a large one
 
-    def build_inputs(grids_: Sequence[tuple[int, int, int]]) -> object:
-        grids[:] = grids_
-        return build(grids_)
+    def build_inputs(grids: Sequence[GridThw]) -> object:
+        inputs = build(grids)
+        batches.append((inputs, list(grids)))
+        return inputs
 
-    def with_nan(*arguments: object) -> torch.Tensor:
-        rows = forward(*arguments).clone()
+    def with_nan(segments: object, inputs: object) -> torch.Tensor:
+        rows = forward(segments, inputs).clone()
+        (grids,) = (grids for built, grids in batches if built is inputs)
         start = 0
         for grid in grids:
             end = start + grid.num_rows(2)
