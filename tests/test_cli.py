@@ -20,7 +20,7 @@ from encoder_svc.client import EncoderClient
 from tests.serving import ENVIRONMENT, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.serving import ServerProcess
@@ -140,6 +140,15 @@ def test_a_target_or_timeout_that_is_none_is_refused(subcommand: list[str], wron
     assert why in done.stderr
 
 
+@pytest.fixture
+def _interrupts_reach_children() -> Iterator[None]:
+    """Also where a shell started the tests in the background, which then ignore it, and with them what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts_reach_children")
 def test_an_interrupted_command_exits_with_130_and_says_nothing(photos: list[Path], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         target = f"127.0.0.1:{deaf.getsockname()[1]}"
