@@ -83,10 +83,7 @@ class Admission:
         Requests share the device fairly, so that one need not wait for all that is pending: of the others no more than
         its own patches each.
         """
-        rate = self.meter.patches_per_s
-        if rate is None:
-            return 0.0
-        return (min(self.pending_patches, num_patches * self.num_requests) + num_patches) / rate
+        return self.meter.least_s(min(self.pending_patches, num_patches * self.num_requests) + num_patches)
 
     def check_room(self, num_patches: int, time_remaining_s: float) -> None:
         """
@@ -112,16 +109,15 @@ class Admission:
         self, *, images: int = 0, num_bytes: int = 0, patches: int = 0, expected: int = 0, completed: bool = False
     ) -> None:
         """Books a change of what is pending. ``completed``: patches that left were encoded."""
-        now_s = self._clock()
-        if patches > 0:
-            self.meter.begin(now_s)
         self.pending_images += images
         self.pending_bytes += num_bytes
         self.pending_patches += patches
         self.expected_patches += expected
         assert min(self.pending_images, self.pending_bytes, self.pending_patches, self.expected_patches) >= 0
-        if patches < 0:
-            self.meter.done(-patches if completed else 0, now_s, idle=not self.pending_patches)
+        if patches > 0:
+            self.meter.pend(patches, self._clock())
+        elif patches < 0:
+            self.meter.leave(-patches, self._clock(), done=completed)
         if self.on_change is not None:
             self.on_change(self.load())
 

@@ -5,35 +5,53 @@ from __future__ import annotations
 from typing import Final
 
 _HALF_LIFE_S: Final = 5.0
+# Of what was pending while the rate was measured.
+_FORESEEN: Final = 8
 
 
 class ThroughputMeter:
     """A decaying mean over busy time: what happened five busy seconds ago counts half.
 
-    Time in which nothing was pending does not count, so an idle service keeps its rate.
+    Time in which nothing was pending does not count, so an idle service keeps its rate. What is pending before anything
+    leaves says nothing yet: it counts from then on.
     """
 
     def __init__(self) -> None:
         self._patches = 0.0
         self._busy_s = 0.0
-        self._counted_until_s: float | None = None
+        self._pending_s = 0.0
+        self._pending = 0
+        self._since_s = 0.0
+        self._not_counted = (0.0, 0.0)
 
     @property
     def patches_per_s(self) -> float | None:
         """None until something was measured."""
         return self._patches / self._busy_s if self._patches and self._busy_s else None
 
-    def begin(self, now_s: float) -> None:
-        """Work is pending from now on; does nothing if it was already."""
-        if self._counted_until_s is None:
-            self._counted_until_s = now_s
+    def pend(self, num_patches: int, now_s: float) -> None:
+        """So many more are pending from now on; fewer, if it is negative."""
+        elapsed_s = now_s - self._since_s if self._pending else 0.0
+        busy_s, pending_s = self._not_counted
+        self._not_counted = (busy_s + elapsed_s, pending_s + elapsed_s * self._pending)
+        self._pending += num_patches
+        self._since_s = now_s
 
-    def done(self, num_patches: int, now_s: float, *, idle: bool) -> None:
-        """``num_patches`` have left. ``idle`` says that nothing is pending any more."""
-        self.begin(now_s)
-        assert self._counted_until_s is not None
-        elapsed_s = now_s - self._counted_until_s
-        decay = 0.5 ** (elapsed_s / _HALF_LIFE_S)
-        self._patches = self._patches * decay + num_patches
-        self._busy_s = self._busy_s * decay + elapsed_s
-        self._counted_until_s = None if idle else now_s
+    def leave(self, num_patches: int, now_s: float, *, done: bool) -> None:
+        """So many pending ones have left, encoded if they are ``done``."""
+        self.pend(-num_patches, now_s)
+        busy_s, pending_s = self._not_counted
+        self._not_counted = (0.0, 0.0)
+        decay = 0.5 ** (busy_s / _HALF_LIFE_S)
+        self._patches = self._patches * decay + (num_patches if done else 0)
+        self._busy_s = self._busy_s * decay + busy_s
+        self._pending_s = self._pending_s * decay + pending_s
+
+    def least_s(self, num_patches: int) -> float:
+        """How long so many patches take at the least; 0 while no rate is known.
+
+        Little at a time says nothing of how fast much goes: a device takes hardly longer for a hundred times the
+        patches of a small image. So no more are counted than eight times what was pending in the mean.
+        """
+        rate = self.patches_per_s
+        return min(num_patches, _FORESEEN * self._pending_s / self._busy_s) / rate if rate else 0.0

@@ -35,13 +35,13 @@ def admission(clock: Clock | None = None, *, patches: int = 100, images: int = 1
     return Admission(budgets, clock or Clock())
 
 
-def measured(clock: Clock, patches_per_s: int, **bounds: int) -> Admission:
+def measured(clock: Clock, patches_per_s: int, *, seconds: float = 1.0, **bounds: int) -> Admission:
     """An admission that has seen one request through at a rate."""
     seen = admission(clock, **bounds)
-    grant = seen.admit(num_images=1, num_bytes=1)
-    grant.reserve(patches_per_s, math.inf)
-    clock.now_s += 1.0
-    grant.image_done(patches_per_s, completed=True)
+    grant, num_patches = seen.admit(num_images=1, num_bytes=1), round(patches_per_s * seconds)
+    grant.reserve(num_patches, math.inf)
+    clock.now_s += seconds
+    grant.image_done(num_patches, completed=True)
     grant.close()
     return seen
 
@@ -141,7 +141,7 @@ def test_a_deadline_that_the_rate_cannot_meet_is_refused() -> None:
     ],
 )
 def test_a_deadline_s_refusal_has_numbers_that_say_something(patches: int, remaining_s: float, why: str) -> None:
-    busy = measured(Clock(), 100, patches=10_000)
+    busy = measured(Clock(), 100, seconds=4.0, patches=10_000)
     with pytest.raises(DeadlineError) as caught:
         busy.admit(num_images=1, num_bytes=1).reserve(patches, remaining_s)
     assert caught.value.message.endswith(why)
@@ -158,21 +158,61 @@ def test_before_anything_was_measured_no_deadline_is_refused() -> None:
     admission().admit(num_images=1, num_bytes=1).reserve(10**9, 1e-3)
 
 
+def test_many_patches_are_not_refused_by_the_rate_of_few() -> None:
+    clock = Clock()
+    quiet = measured(clock, 16, patches=100_000)
+    for _ in range(1_000):  # one small image after the other, 1.6 ms each
+        grant = quiet.admit(num_images=1, num_bytes=1)
+        grant.reserve(16, math.inf)
+        clock.now_s += 0.0016
+        grant.image_done(16, completed=True)
+        grant.close()
+    quiet.admit(num_images=1, num_bytes=1).reserve(80_000, 1.0)
+
+
 def test_the_rate_is_patches_over_busy_seconds() -> None:
     meter = ThroughputMeter()
     assert meter.patches_per_s is None
-    meter.begin(0.0)
-    meter.done(30, 1.0, idle=True)
-    meter.begin(1_000.0)
-    meter.done(30, 1_001.0, idle=True)
+    assert meter.least_s(1000) == 0
+    for began_s in (0.0, 1_000.0):
+        meter.pend(30, began_s)
+        meter.leave(30, began_s + 1.0, done=True)
     assert meter.patches_per_s == pytest.approx(30)
+    assert meter.least_s(60) == pytest.approx(2)
+
+
+def test_no_more_is_foreseen_than_eight_times_what_was_pending() -> None:
+    meter = ThroughputMeter()
+    meter.pend(40, 0.0)
+    meter.leave(20, 1.0, done=True)
+    meter.leave(20, 2.0, done=True)
+    assert meter.patches_per_s == pytest.approx(20, rel=0.1)
+    assert meter.least_s(10**9) == pytest.approx(8 * 30 / 20, rel=0.1)
+
+
+def test_what_has_just_come_says_nothing_until_something_leaves() -> None:
+    meter = ThroughputMeter()
+    meter.pend(16, 0.0)
+    meter.leave(16, 0.016, done=True)
+    meter.pend(200_000, 1.0)
+    meter.pend(1, 2.0)
+    assert meter.patches_per_s == pytest.approx(1_000)
+    assert meter.least_s(200_000) == pytest.approx(8 * 0.016)
+
+
+def test_what_leaves_without_having_been_encoded_takes_its_time_alone() -> None:
+    meter = ThroughputMeter()
+    meter.pend(60, 0.0)
+    meter.leave(30, 1.0, done=True)
+    meter.leave(30, 2.0, done=False)
+    assert meter.patches_per_s == pytest.approx(15, rel=0.1)
 
 
 def test_the_rate_follows_a_change() -> None:
     meter = ThroughputMeter()
     for second in range(200):
-        meter.begin(float(second))
-        meter.done(100 if second < 100 else 10, second + 1.0, idle=False)
+        meter.pend(100 if second < 100 else 10, float(second))
+        meter.leave(100 if second < 100 else 10, second + 1.0, done=True)
     assert meter.patches_per_s == pytest.approx(10, rel=0.05)
 
 
@@ -180,10 +220,10 @@ def test_the_rate_follows_a_change() -> None:
 @given(st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-4, 10)), min_size=1))
 def test_the_rate_lies_between_the_slowest_and_the_fastest(steps: list[tuple[int, float]]) -> None:
     meter, now_s = ThroughputMeter(), 0.0
-    meter.begin(now_s)
+    meter.pend(sum(patches for patches, _ in steps), now_s)
     for patches, seconds in steps:
         now_s += seconds
-        meter.done(patches, now_s, idle=False)
+        meter.leave(patches, now_s, done=True)
     rates = [patches / seconds for patches, seconds in steps]
     assert meter.patches_per_s is not None
     # The newest step counts in full, the time before it decayed: allow for what one step decays by.

@@ -131,6 +131,7 @@ def test_there_are_gaps_within_a_long_attention(
 async def test_a_small_image_does_not_wait_for_a_large_one(tiny_checkpoint: Callable[[str], Path]) -> None:
     tower = load(tiny_checkpoint("qwen2_vl"))
     runner = DeviceRunner(tower)
+    assert runner.gaps is not None
     engine = Engine(
         [runner], Scheduler(max_batch_patches=4096, max_batch_images=64), watch=DeviceWatch(Metrics()), watchdog_s=30
     )
@@ -154,7 +155,8 @@ async def test_a_small_image_does_not_wait_for_a_large_one(tiny_checkpoint: Call
     while not small_asked.is_set():
         await asyncio.sleep(0.001)
     small = asyncio.create_task(encode("small", SMALL))
-    await asyncio.sleep(0.05)
+    while not runner.gaps._jobs:
+        await asyncio.sleep(0.001)
     small_queued.set()
     await asyncio.gather(large, small)
     await engine.aclose()

@@ -174,7 +174,8 @@ async def test_one_that_is_killed_gives_all_back_and_another_takes_its_place(ins
     async with client_of(inside) as client:
         await asyncio.gather(*(client.encode([noise(60, 60, seed=seed)]) for seed in range(24)))
         counted = sum(await scraped(inside, 'encoder_images_total{outcome="encoded"}'))
-        calls = [asyncio.create_task(client.encode([noise(700, 700, seed=seed)])) for seed in range(24)]
+        large = [noise(700, 700, seed=seed) for seed in range(24)]
+        calls = [asyncio.create_task(client.encode([image], timeout_s=600)) for image in large]
         while inside.core.admission.num_requests < 2:
             assert not all(call.done() for call in calls)
             await asyncio.sleep(0.01)
