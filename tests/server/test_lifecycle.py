@@ -210,7 +210,7 @@ def test_a_signal_during_start_up_ends_it_quietly_and_leaves_nothing(
 def test_a_stream_that_is_not_read_is_ended_and_others_are_served(tiny_checkpoint, photos: list[Path]) -> None:
     options = ("--device", "cpu", "--send-timeout-s", "1", "--max-pixels", "4000000")
     with ServerProcess("--model", tiny_checkpoint("qwen3_vl"), *options) as patient:
-        with grpc.insecure_channel(patient.target) as channel:
+        with grpc.insecure_channel(patient.target, [("grpc.http2.bdp_probe", 0)]) as channel:  # a small window
             raw = encoder_pb2.RawImage(height=800, width=800, data=noise(800).tobytes())
             request = encoder_pb2.EncodeImagesRequest(images=[encoder_pb2.Image(raw=raw)] * 32)
             unread = encoder_pb2_grpc.EncoderStub(channel).EncodeImages(request)

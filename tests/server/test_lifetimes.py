@@ -117,7 +117,7 @@ async def time_is_up(inside: Inside, target: str) -> None:
 
 async def is_not_read(inside: Inside, target: str) -> None:
     image = encoder_pb2.Image(raw=encoder_pb2.RawImage(height=800, width=800, data=noise(800).tobytes()))
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with grpc.aio.insecure_channel(target, [("grpc.http2.bdp_probe", 0)]) as channel:
         call = encoder_pb2_grpc.EncoderStub(channel).EncodeImages(encoder_pb2.EncodeImagesRequest(images=[image] * 32))
         while not inside.core.admission.num_requests:
             await asyncio.sleep(0.01)
