@@ -81,11 +81,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def prepare(self, ops: Ops, inverse_frequencies: torch.Tensor) -> None:
+    def prepare(self, ops: Ops, norm: NormWeights, inverse_frequencies: torch.Tensor) -> None:
         self._ops = ops
         if self.padding:
             self._pad_heads()
-        self._qkv = ops.lay_out_qkv(self.qkv, self.num_heads, inverse_frequencies)
+        self._qkv = ops.lay_out_qkv(norm, self.qkv, self.num_heads, inverse_frequencies)
         self._proj = ops.lay_out_linear(self.proj)
 
     def _pad_heads(self) -> None:
@@ -97,9 +97,9 @@ class SelfAttention(nn.Module):
         self.qkv.bias = _frozen(F.pad(bias, (0, self.padding)).flatten())
         self.proj.weight = _frozen(F.pad(out, (0, self.padding)).flatten(1))
 
-    def add_(self, hidden: torch.Tensor, norm: NormWeights, rotary: Rotary, sequences: PackedSequences) -> None:
-        """Adds its output for ``norm(hidden)`` to ``hidden``."""
-        qkv_N3HD = self._ops.rotated_qkv(hidden, norm, self._qkv, rotary)
+    def add_(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> None:
+        """Adds its output for what its norm makes of ``hidden`` to ``hidden``."""
+        qkv_N3HD = self._ops.rotated_qkv(hidden, self._qkv, rotary)
         windows = self.attention.windows
         if windows is not None and sequences.max_seqlen <= MAX_WINDOW_PATCHES:
             out_NHD = windows(qkv_N3HD, sequences)
@@ -134,11 +134,11 @@ class Mlp(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def lay_out(self, ops: Ops) -> MlpWeights:
-        """Its weights for ``ops``."""
+    def lay_out(self, ops: Ops, norm: NormWeights) -> MlpWeights:
+        """Its weights for ``ops``, with those of the norm before it."""
         layers = [self.get_submodule(name) for name in self._names]
         *ups, down = (layer for layer in layers if isinstance(layer, nn.Linear))
-        return ops.lay_out_mlp(ups, down, self.act)
+        return ops.lay_out_mlp(norm, ups, down, self.act)
 
 
 class Block(nn.Module):
@@ -162,18 +162,15 @@ class Block(nn.Module):
             Those left out up to its end.
         """
         self._ops = ops
-        self.attn.prepare(ops, inverse_frequencies)
-        self._norm1 = norm_weights(self.norm1, shift)
+        self.attn.prepare(ops, norm_weights(self.norm1, shift), inverse_frequencies)
         shift = _and_bias(shift, self.attn.proj)
-        self._norm2 = norm_weights(self.norm2, shift)
-        shift = _and_bias(shift, self.mlp.down)
-        self._mlp = self.mlp.lay_out(ops)
-        return shift
+        self._mlp = self.mlp.lay_out(ops, norm_weights(self.norm2, shift))
+        return _and_bias(shift, self.mlp.down)
 
     def forward(self, hidden: torch.Tensor, rotary: Rotary, sequences: PackedSequences) -> None:
         """Changes ``hidden`` in place."""
-        self.attn.add_(hidden, self._norm1, rotary, sequences)
-        self._ops.add_mlp_(hidden, self._norm2, self._mlp)
+        self.attn.add_(hidden, rotary, sequences)
+        self._ops.add_mlp_(hidden, self._mlp)
 
 
 def _frozen(values: torch.Tensor) -> nn.Parameter:

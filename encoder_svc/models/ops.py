@@ -62,23 +62,13 @@ class LinearWeights(NamedTuple):
 
     Attributes:
         scales: float32 [1, out], what quantised rows of ``weight`` are multiplied by; None where it is not quantised.
+        shifts: float32 [1, out], what the shift of a norm inside ``weight`` makes; None where there is no norm inside.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     scales: torch.Tensor | None = None
-
-
-class QkvWeights(NamedTuple):
-    """The projection to q, k and v, each ``num_heads`` heads wide.
-
-    Attributes:
-        turns: what a device that rotates inside the product multiplies positions by; None elsewhere.
-    """
-
-    linear: LinearWeights
-    num_heads: int
-    turns: tuple[torch.Tensor, torch.Tensor] | None = None
+    shifts: torch.Tensor | None = None
 
 
 class NormWeights(NamedTuple):
@@ -94,11 +84,25 @@ class NormWeights(NamedTuple):
     shift: torch.Tensor | None = None
 
 
+class QkvWeights(NamedTuple):
+    """The projection of what is normed to q, k and v, each ``num_heads`` heads wide.
+
+    Attributes:
+        turns: what a device that rotates inside the product multiplies positions by; None elsewhere.
+    """
+
+    norm: NormWeights
+    linear: LinearWeights
+    num_heads: int
+    turns: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class MlpWeights:
-    """``down(act(up(x)))``; where it is ``gated``, ``up`` makes gate and up values and it is
+    """``down(act(up(norm(x))))``; where it is ``gated``, ``up`` makes gate and up values and it is
     ``down(act(gate) * up)``."""
 
+    norm: NormWeights
     up: LinearWeights
     down: LinearWeights
     act: str
@@ -127,17 +131,19 @@ class Ops:
         """A layer's weights as this device wants them."""
         return LinearWeights(linear.weight, linear.bias)
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         """An MLP's weights as this device wants them; two ``ups`` are gate and up, and become one product."""
-        return MlpWeights(_merged(ups), self.lay_out_linear(down), act, gated=len(ups) == 2)
+        return MlpWeights(norm, _merged(ups), self.lay_out_linear(down), act, gated=len(ups) == 2)
 
-    def lay_out_qkv(self, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor) -> QkvWeights:
+    def lay_out_qkv(
+        self, norm: NormWeights, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor
+    ) -> QkvWeights:
         """The weights of :meth:`rotated_qkv`.
 
         Args:
             inverse_frequencies: of :func:`encoder_svc.models.positions.inverse_frequencies`.
         """
-        return QkvWeights(self.lay_out_linear(qkv), num_heads)
+        return QkvWeights(norm, self.lay_out_linear(qkv), num_heads)
 
     def rotary(self, position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, head_size: int) -> Rotary:
         """What :meth:`rotated_qkv` needs of a batch's positions, made once for all blocks.
@@ -170,12 +176,12 @@ class Ops:
         """``norm(x) Wᵀ + b``."""
         return self.linear(self.norm(x_NC, norm), linear)
 
-    def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
-        """q, k and v of ``norm(x)``, contiguous [N, 3, H, D], q and k rotated.
+    def rotated_qkv(self, x_NC: torch.Tensor, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
+        """q, k and v of ``x``, contiguous [N, 3, H, D], q and k rotated.
 
         The values of a rotated head may come in any order, the same for q and k: no score changes.
         """
-        qkv = self.norm_linear(x_NC, norm, weights.linear)
+        qkv = self.norm_linear(x_NC, weights.norm, weights.linear)
         qkv_N3HD = qkv.view(len(qkv), 3, weights.num_heads, -1)
         self.rotate_(qkv_N3HD, rotary)
         return qkv_N3HD
@@ -205,9 +211,9 @@ class Ops:
         """Adds ``x Wᵀ + b`` to ``hidden`` in place; without b under :attr:`defers_bias`."""
         hidden_NC += F.linear(x, weights.weight, weights.bias)
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
-        """Adds ``mlp(norm(hidden))`` to ``hidden`` in place; without the last bias under :attr:`defers_bias`."""
-        x = self.norm_linear(hidden_NC, norm, mlp.up)
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
+        """Adds ``mlp(hidden)`` to ``hidden`` in place; without the last bias under :attr:`defers_bias`."""
+        x = self.norm_linear(hidden_NC, mlp.norm, mlp.up)
         act = ACTIVATIONS[mlp.act]
         if mlp.gated:
             gate, up = x.chunk(2, dim=-1)

@@ -193,9 +193,9 @@ class _Parts:
         ups, down = [self._layer(_HIDDEN, 208) for _ in range(1 + gated)], self._layer(208, _HIDDEN)
         exact_ups, exact_down = [deepcopy(up).float() for up in ups], deepcopy(down).float()
         wanted, got = self._hidden.float(), self._hidden.clone()
-        Ops().add_mlp_(wanted, self._exact_norm, Ops().lay_out_mlp(exact_ups, exact_down, act))
+        Ops().add_mlp_(wanted, Ops().lay_out_mlp(self._exact_norm, exact_ups, exact_down, act))
         bias = down.bias.clone()
-        ops.add_mlp_(got, self._norm, ops.lay_out_mlp(ups, down, act))
+        ops.add_mlp_(got, ops.lay_out_mlp(self._norm, ups, down, act))
         if ops.defers_bias:
             got += bias
         return _off_by(got, wanted)
@@ -208,9 +208,9 @@ class _Parts:
         frequencies = inverse_frequencies(_HIDDEN // _HEADS, 10_000.0, self._device)
 
         def scores_and_v(which: Ops, norm: NormWeights, layer: nn.Linear, hidden: torch.Tensor) -> list[torch.Tensor]:
-            weights = which.lay_out_qkv(layer, _HEADS, frequencies)
+            weights = which.lay_out_qkv(norm, layer, _HEADS, frequencies)
             rotary = which.rotary(positions, frequencies, _HIDDEN // _HEADS)
-            q_NHD, k_NHD, v_NHD = which.rotated_qkv(hidden, norm, weights, rotary).float().unbind(1)
+            q_NHD, k_NHD, v_NHD = which.rotated_qkv(hidden, weights, rotary).float().unbind(1)
             return [torch.einsum("mhd,nhd->hmn", q_NHD, k_NHD), v_NHD]
 
         wanted = scores_and_v(Ops(), self._exact_norm, exact_layer, self._hidden.float())

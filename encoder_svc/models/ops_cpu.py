@@ -58,11 +58,11 @@ class CpuOps(Ops):
         linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)  # not both in memory
         return LinearWeights(packed, linear.bias)
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         *gates, up = (self.lay_out_linear(layer) for layer in ups)
         if gates:
-            return _GatedWeights(up, self.lay_out_linear(down), act, gated=True, gate=gates[0])
-        return MlpWeights(up, self.lay_out_linear(down), act, gated=False)
+            return _GatedWeights(norm, up, self.lay_out_linear(down), act, gated=True, gate=gates[0])
+        return MlpWeights(norm, up, self.lay_out_linear(down), act, gated=False)
 
     def norm(self, x_NC: torch.Tensor, weights: NormWeights) -> torch.Tensor:
         if weights.bias is not None:
@@ -102,10 +102,10 @@ class CpuOps(Ops):
             sums = _combined_product(_padded(stretch), weights, _padded(hidden), "add")
             hidden.copy_(sums[: len(hidden)])
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
         for hidden in hidden_NC.split(_PRODUCT_ROWS):
             padded = _padded(hidden)
-            sums = _combined_product(self._up(self.norm(padded, norm), mlp), mlp.down, padded, "add")
+            sums = _combined_product(self._up(self.norm(padded, mlp.norm), mlp), mlp.down, padded, "add")
             hidden.copy_(sums[: len(hidden)])
 
     def activate_(self, values_NI: torch.Tensor, act: str) -> None:

@@ -44,25 +44,25 @@ class AmxOps(CpuKernelOps):
         linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)  # not both in memory
         return LinearWeights(panels, bias)
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         if act not in SIGMOIDS:
             raise ValueError(f"its activations are {', '.join(SIGMOIDS)}, not {act}")
         *gates, up = (self.lay_out_linear(layer) for layer in ups)
         if not gates:
-            return MlpWeights(up, self.lay_out_linear(down), act, gated=False)
+            return MlpWeights(norm, up, self.lay_out_linear(down), act, gated=False)
         by_turns = LinearWeights(torch.stack([gates[0].weight, up.weight], dim=1), up.bias)
-        return _GatedWeights(by_turns, self.lay_out_linear(down), act, gated=True, gate_bias=gates[0].bias)
+        return _GatedWeights(norm, by_turns, self.lay_out_linear(down), act, gated=True, gate_bias=gates[0].bias)
 
     def linear(self, x: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
         return self._product(self._products.blocks(x), len(x), weights)
 
-    def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
+    def rotated_qkv(self, x_NC: torch.Tensor, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
         head_size = len(weights.linear.bias) // (3 * weights.num_heads)
         qkv_N3HD = x_NC.new_empty(len(x_NC), 3, weights.num_heads, head_size)
         linear, rotates = weights.linear, self._products.rotates(head_size)
         stretches = (tensor.split(_ROWS) for tensor in (x_NC, qkv_N3HD, *rotary))
         for x, qkv, cos, sin in zip(*stretches, strict=True):
-            blocks = self._normed(x, norm)
+            blocks = self._normed(x, weights.norm)
             if rotates:
                 self._products.multiply_rotated(blocks, linear.weight, linear.bias, qkv, cos, sin)
             else:
@@ -75,12 +75,12 @@ class AmxOps(CpuKernelOps):
             blocks = self._products.blocks(some)
             self._products.multiply(blocks, weights.weight, weights.bias, hidden, len(hidden), add=True)
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
         gate_bias = mlp.gate_bias if isinstance(mlp, _GatedWeights) else None
         for hidden in hidden_NC.split(_ROWS):
             inner = self._products.empty_blocks(len(hidden), len(mlp.up.bias))
             self._products.multiply(
-                self._normed(hidden, norm),
+                self._normed(hidden, mlp.norm),
                 mlp.up.weight,
                 mlp.up.bias,
                 inner,

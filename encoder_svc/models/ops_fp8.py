@@ -38,11 +38,11 @@ class Fp8Ops(TritonOps):
     def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
         return _quantised(LinearWeights(linear.weight, linear.bias))
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
-        mlp = super().lay_out_mlp(ups, down, act)
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+        mlp = super().lay_out_mlp(norm, ups, down, act)
         if mlp.up.scales is not None:
             return mlp
-        return MlpWeights(_quantised(mlp.up), _quantised(mlp.down), act, gated=mlp.gated)
+        return MlpWeights(norm, _quantised(mlp.up), _quantised(mlp.down), act, gated=mlp.gated)
 
     def norm_linear(self, x_NC: torch.Tensor, norm: NormWeights, linear: LinearWeights) -> torch.Tensor:
         return _product(*self._norm_quantised(x_NC, norm), linear, linear.bias, x_NC.dtype)
@@ -52,9 +52,9 @@ class Fp8Ops(TritonOps):
         self._kernel_activate(values, scales, x, None, "none", gated=False)
         hidden_NC += _product(values, scales, weights, None, hidden_NC.dtype)
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
         # The bias is added with the activation: in this product's epilogue it takes a fifth of the product's time.
-        x = _product(*self._norm_quantised(hidden_NC, norm), mlp.up, None, hidden_NC.dtype)
+        x = _product(*self._norm_quantised(hidden_NC, mlp.norm), mlp.up, None, hidden_NC.dtype)
         values, scales = _empty_quantised(x[:, : mlp.down.weight.shape[1]])
         self.activate_into(values, scales, x, mlp.up.bias, mlp)
         hidden_NC += _product(values, scales, mlp.down, None, hidden_NC.dtype)

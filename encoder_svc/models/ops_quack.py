@@ -46,35 +46,39 @@ class QuackOps(TritonOps):
         self._num_sms: int = torch.cuda.get_device_properties(device).multi_processor_count
         self._rotates_in_product = rotates_in_product
 
-    def lay_out_qkv(self, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor) -> QkvWeights:
+    def lay_out_qkv(
+        self, norm: NormWeights, qkv: nn.Linear, num_heads: int, inverse_frequencies: torch.Tensor
+    ) -> QkvWeights:
         if not self._rotates_in_product:
-            return super().lay_out_qkv(qkv, num_heads, inverse_frequencies)
+            return super().lay_out_qkv(norm, qkv, num_heads, inverse_frequencies)
         weight, bias = (_pairs_side_by_side(values.detach(), num_heads) for values in (qkv.weight, qkv.bias))
         head_size = len(weight) // (3 * num_heads)
         turns = _turns(inverse_frequencies, num_heads, head_size)
-        return QkvWeights(LinearWeights(weight, bias), num_heads, turns)
+        return QkvWeights(norm, norm_inside(LinearWeights(weight, bias), norm), num_heads, turns)
 
     def rotary(self, position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, head_size: int) -> Rotary:
-        """Rows and columns, float32 [1, N] each; where the product does not rotate, cos and sin."""
+        """Half of row and column together and half of what lies between them, float32 [1, N] each; where the product
+        does not rotate, cos and sin."""
         if not self._rotates_in_product:
             return super().rotary(position_ids, inverse_frequencies, head_size)
-        rows, columns = position_ids.t().to(torch.float32, memory_format=torch.contiguous_format).split(1)
-        return rows, columns
+        return _sum_and_difference(position_ids)
 
-    def rotated_qkv(self, x_NC: torch.Tensor, norm: NormWeights, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
+    def rotated_qkv(self, x_NC: torch.Tensor, weights: QkvWeights, rotary: Rotary) -> torch.Tensor:
         if weights.turns is None:
-            return super().rotated_qkv(x_NC, norm, weights, rotary)
-        operands = dict(zip(("row", "column", "row_turns", "column_turns"), (*rotary, *weights.turns), strict=True))
-        qkv = self._product("rotated", self.norm(x_NC, norm), weights.linear, operands)
+            return super().rotated_qkv(x_NC, weights, rotary)
+        operands = dict(zip(("half_sum", "half_difference", "turns"), (*rotary, weights.turns), strict=True))
+        qkv = self._normed_product("rotated", x_NC, weights.norm, weights.linear, operands)
         return qkv.view(len(qkv), 3, weights.num_heads, -1)
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         """As Triton wants it, but with gate and up values next to each other, as the epilogue pairs them."""
-        mlp = super().lay_out_mlp(ups, down, act)
-        if not mlp.gated or not hasattr(self._epilogues, _epilogue(mlp)):
+        mlp = super().lay_out_mlp(norm, ups, down, act)
+        if not hasattr(self._epilogues, _epilogue(mlp)):
             return mlp
-        weight, bias = (torch.stack(part.chunk(2), dim=1).flatten(0, 1) for part in (mlp.up.weight, mlp.up.bias))
-        return MlpWeights(LinearWeights(weight, bias), mlp.down, act, gated=True)
+        weight, bias = mlp.up.weight, mlp.up.bias
+        if mlp.gated:
+            weight, bias = (torch.stack(part.chunk(2), dim=1).flatten(0, 1) for part in (weight, bias))
+        return MlpWeights(norm, norm_inside(LinearWeights(weight, bias), norm), mlp.down, act, gated=mlp.gated)
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
         outputs, inputs = weights.weight.shape
@@ -83,19 +87,25 @@ class QuackOps(TritonOps):
         else:
             self._run("added", x, weights.weight, hidden_NC, hidden_NC, {})
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
         epilogue = _epilogue(mlp)
         if not hasattr(self._epilogues, epilogue):
-            super().add_mlp_(hidden_NC, norm, mlp)
+            super().add_mlp_(hidden_NC, mlp)
             return
-        self.add_linear_(hidden_NC, self._product(epilogue, self.norm(hidden_NC, norm), mlp.up, {}), mlp.down)
+        self.add_linear_(hidden_NC, self._normed_product(epilogue, hidden_NC, mlp.norm, mlp.up, {}), mlp.down)
 
-    def _product(
-        self, epilogue: str, x: torch.Tensor, weights: LinearWeights, operands: dict[str, torch.Tensor]
+    def _normed_product(
+        self,
+        epilogue: str,
+        x: torch.Tensor,
+        norm: NormWeights,
+        weights: LinearWeights,
+        operands: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """What ``epilogue`` makes of ``x Wᵀ``, bias included."""
+        """What ``epilogue`` makes of ``norm(x) Wᵀ``, bias included; W has the norm inside."""
         outputs = len(weights.weight)
-        operands = {**operands, "bias": weights.bias[None]}
+        assert weights.shifts is not None
+        operands = {**operands, "scale": self.row_scales(x, norm), "shifts": weights.shifts, "bias": weights.bias[None]}
         if epilogue.endswith(_GATED):
             out = operands["gated"] = x.new_empty((len(x), outputs // 2))
             self._run(epilogue, x, weights.weight, None, None, operands)
@@ -128,6 +138,26 @@ class QuackOps(TritonOps):
         )
 
 
+def norm_inside(linear: LinearWeights, norm: NormWeights) -> LinearWeights:
+    """Weights whose products with rows as they are, ``shifts`` added and scaled by :meth:`TritonOps.row_scales`, bias
+    added, are those of ``linear`` with normed rows.
+
+    A norm's weights become part of the rows of ``linear``. Those of a LayerNorm are centred too: of such a row the mean
+    of what it is multiplied with makes nothing.
+    """
+    wide = linear.weight.double()
+    bias = linear.bias.double()
+    if norm.bias is not None:
+        bias = bias + wide @ norm.bias.double()
+    weight = wide * norm.weight.double()
+    if norm.bias is not None:
+        weight -= weight.mean(dim=1, keepdim=True)
+    rounded = weight.to(linear.weight.dtype)
+    shift = norm.weight.new_zeros(norm.weight.shape) if norm.shift is None else norm.shift
+    shifts = rounded.double() @ shift.double()
+    return LinearWeights(rounded, bias.float(), shifts=shifts.float()[None])
+
+
 def _epilogue(mlp: MlpWeights) -> str:
     """The name that an activation has, or would have, in models/quack_epilogues.py."""
     return f"{mlp.act}{_GATED if mlp.gated else ''}"
@@ -140,15 +170,16 @@ def _pairs_side_by_side(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
     return torch.cat([paired, heads[2:]]).flatten(0, 2)
 
 
-def _turns(inverse_frequencies: torch.Tensor, num_heads: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """By how much of a turn a step down, and one to the right, rotates each value of q, k and v: float32 [1, 3 H D]."""
+def _sum_and_difference(position_ids: torch.Tensor) -> Rotary:
+    """Half of each: ``difference · t + sum · |t|`` is ``row · t``, or ``column · -t`` where t is negative."""
+    rows, columns = position_ids.t().float().div(2).split(1)
+    return rows + columns, rows - columns
+
+
+def _turns(inverse_frequencies: torch.Tensor, num_heads: int, head_size: int) -> torch.Tensor:
+    """By how much of a turn a step down or, where it is negative, one to the right rotates each value of q, k and v:
+    float32 [1, 3 H D]."""
     step = inverse_frequencies.double() / (2 * math.pi)
-    still = torch.zeros_like(step)
     padding = head_size // 2 - 2 * len(step)
-    v_size = num_heads * head_size
-
-    def layer(pairs: torch.Tensor) -> torch.Tensor:
-        head = F.pad(pairs, (0, padding)).repeat_interleave(2)
-        return F.pad(head.repeat(2 * num_heads), (0, v_size)).float()[None]
-
-    return layer(torch.cat([step, still])), layer(torch.cat([still, step]))
+    head = F.pad(torch.cat([step, -step]), (0, padding)).repeat_interleave(2)
+    return F.pad(head.repeat(2 * num_heads), (0, num_heads * head_size)).float()[None]

@@ -46,16 +46,16 @@ class TritonOps(Ops):
         # CUDA's programmatic dependent launch.
         self._starts_early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _STARTS_EARLY
 
-    def lay_out_mlp(self, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
+    def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         """Gate and up become one product, padded with zeros to whole tiles; act(0) is 0 for every activation."""
         gated = len(ups) == 2
         padding = -down.in_features % (_GATED_TILE if gated else _MLP_MULTIPLE)
         if not gated and not padding:
-            return MlpWeights(self.lay_out_linear(ups[0]), self.lay_out_linear(down), act, gated=False)
+            return MlpWeights(norm, self.lay_out_linear(ups[0]), self.lay_out_linear(down), act, gated=False)
         weight = torch.cat([F.pad(up.weight, (0, 0, 0, padding)) for up in ups])
         bias = torch.cat([F.pad(up.bias, (0, padding)) for up in ups])
         down_weight = F.pad(down.weight, (0, padding))
-        return MlpWeights(LinearWeights(weight, bias), LinearWeights(down_weight, down.bias), act, gated=gated)
+        return MlpWeights(norm, LinearWeights(weight, bias), LinearWeights(down_weight, down.bias), act, gated=gated)
 
     def centre(self, patches_NF: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         num_rows, num_values = patches_NF.shape
@@ -96,6 +96,26 @@ class TritonOps(Ops):
             num_warps=2 if width <= 2048 else 8,
         )
 
+    def row_scales(self, x_NC: torch.Tensor, weights: NormWeights) -> torch.Tensor:
+        """What a norm multiplies each row by, its weights aside: float32 [1, N]."""
+        num_rows, width = x_NC.shape
+        out = torch.empty((1, num_rows), dtype=torch.float32, device=x_NC.device)
+        self._kernels.row_scales[(min(num_rows, self._max_programs),)](
+            x_NC,
+            weights.shift,
+            out,
+            num_rows,
+            weights.eps,
+            width=width,
+            is_layer_norm=weights.bias is not None,
+            has_shift=weights.shift is not None,
+            block=power_of_two(width),
+            starts_early=self._starts_early,
+            launch_pdl=self._starts_early,
+            num_warps=2 if width <= 2048 else 8,
+        )
+        return out
+
     def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
         assert qkv_N3HD.is_contiguous()
         cos, sin = rotary
@@ -115,8 +135,8 @@ class TritonOps(Ops):
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
         hidden_NC.addmm_(x, weights.weight.t())
 
-    def add_mlp_(self, hidden_NC: torch.Tensor, norm: NormWeights, mlp: MlpWeights) -> None:
-        x = self.linear(self.norm(hidden_NC, norm), mlp.up)
+    def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
+        x = self.linear(self.norm(hidden_NC, mlp.norm), mlp.up)
         out = torch.empty((len(x), mlp.down.weight.shape[1]), dtype=x.dtype, device=x.device) if mlp.gated else x
         self.activate_into(out, None, x, None, mlp)
         self.add_linear_(hidden_NC, out, mlp.down)

@@ -18,22 +18,25 @@ _ROUNDING = 12582912.0
 _TURN = 6.283185307179586
 
 
+# The normed product, of rows as they are and weights that have the norm inside, is (acc + shifts) · scale + bias.
+_NORM = {"scale": ColVecLoad("scale"), "shifts": RowVecLoad("shifts"), "bias": RowVecLoad("bias")}
+
+
 @gemm_epilogue(
     ops={
-        "row": ColVecLoad("row"),
-        "column": ColVecLoad("column"),
-        "row_turns": RowVecLoad("row_turns"),
-        "column_turns": RowVecLoad("column_turns"),
-        "bias": RowVecLoad("bias"),
+        **_NORM,
+        "half_sum": ColVecLoad("half_sum"),
+        "half_difference": ColVecLoad("half_difference"),
+        "turns": RowVecLoad("turns"),
     },
     mode="acc_pair",
 )
-def rotated(acc, row, column, row_turns, column_turns, bias):
-    """acc + bias, each two neighbours rotated by row · row_turns + column · column_turns whole turns."""
-    first, second = unpack(acc + bias)
-    row_turn, _ = unpack(row_turns)
-    column_turn, _ = unpack(column_turns)
-    turns = cute.math.fma(row, row_turn, column * column_turn)
+def rotated(acc, scale, shifts, bias, half_sum, half_difference, turns):
+    """The normed product, each two neighbours rotated by row · turns whole turns, or where these are negative by
+    column · -turns: one vector of columns to load where two would not leave it the registers."""
+    first, second = unpack((acc + shifts) * scale + bias)
+    turn, _ = unpack(turns)
+    turns = cute.math.fma(half_difference, turn, half_sum * cute.math.absf(turn))
     # Less than half a turn, where the GPU's own sine and cosine are exact to 2⁻²⁰.
     nearest = cute.math.fma(turns, 1.0, _ROUNDING) - _ROUNDING
     angle = (turns - nearest) * _TURN
@@ -51,37 +54,37 @@ def added(acc, c):
 # By the names of Hugging Face configs. sigmoid(x) is ½ tanh(x / 2) + ½, and tanh one instruction.
 
 
-@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
-def quick_gelu(acc, bias):
-    """x sigmoid(1.702 x) of x = acc + bias."""
-    x = acc + bias
+@gemm_epilogue(ops=_NORM)
+def quick_gelu(acc, scale, shifts, bias):
+    """x sigmoid(1.702 x) of the normed product, x."""
+    x = (acc + shifts) * scale + bias
     return {"D": x * (0.5 * cute.math.tanh(0.851 * x, fastmath=True) + 0.5)}
 
 
-@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
-def gelu_pytorch_tanh(acc, bias):
+@gemm_epilogue(ops=_NORM)
+def gelu_pytorch_tanh(acc, scale, shifts, bias):
     """GELU (Hendrycks and Gimpel, 2016) by its approximation with tanh."""
-    x = acc + bias
+    x = (acc + shifts) * scale + bias
     inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     return {"D": x * (0.5 * cute.math.tanh(inner, fastmath=True) + 0.5)}
 
 
-@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
-def gelu(acc, bias):
+@gemm_epilogue(ops=_NORM)
+def gelu(acc, scale, shifts, bias):
     """GELU by the error function."""
-    x = acc + bias
+    x = (acc + shifts) * scale + bias
     return {"D": 0.5 * x * (1.0 + cute.math.erf(0.7071067811865476 * x, fastmath=True))}
 
 
-@gemm_epilogue(ops={"bias": RowVecLoad("bias")})
-def silu(acc, bias):
-    """x sigmoid(x) of x = acc + bias."""
-    x = acc + bias
+@gemm_epilogue(ops=_NORM)
+def silu(acc, scale, shifts, bias):
+    """x sigmoid(x) of the normed product, x."""
+    x = (acc + shifts) * scale + bias
     return {"D": x * (0.5 * cute.math.tanh(0.5 * x, fastmath=True) + 0.5)}
 
 
-@gemm_epilogue(outputs=("gated",), ops={"bias": RowVecLoad("bias")}, mode="acc_pair")
-def silu_gated(acc, bias):
-    """silu(gate) · up of neighbours (gate, up) = acc + bias: half as many columns (Shazeer, 2020)."""
-    gate, up = unpack(acc + bias)
+@gemm_epilogue(outputs=("gated",), ops=_NORM, mode="acc_pair")
+def silu_gated(acc, scale, shifts, bias):
+    """silu(gate) · up of neighbours (gate, up) of the normed product: half as many columns (Shazeer, 2020)."""
+    gate, up = unpack((acc + shifts) * scale + bias)
     return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}

@@ -71,6 +71,36 @@ def norm(
 
 
 @triton.jit
+def row_scales(
+    x_ptr,
+    shift_ptr,
+    out_ptr,
+    num_rows,
+    eps,
+    width: tl.constexpr,
+    is_layer_norm: tl.constexpr,
+    has_shift: tl.constexpr,
+    block: tl.constexpr,
+    starts_early: tl.constexpr,
+):
+    """One over the deviation of x + shift, or over its root mean square. Grid and ``starts_early``: as of the norm."""
+    columns = tl.arange(0, block)
+    inside = columns < width
+    if has_shift:
+        shift = tl.load(shift_ptr + columns, inside, 0.0)
+    if starts_early:
+        gdc_launch_dependents()
+        gdc_wait()
+    for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+        x = tl.load(x_ptr + tl.cast(row, tl.int64) * width + columns, inside, 0.0).to(tl.float32)
+        if has_shift:
+            x += shift
+        if is_layer_norm:
+            x = tl.where(inside, x - tl.sum(x, 0) / width, 0.0)
+        tl.store(out_ptr + row, tl.rsqrt(tl.sum(x * x, 0) / width + eps))
+
+
+@triton.jit
 def rotate(
     qkv_ptr,
     cos_ptr,

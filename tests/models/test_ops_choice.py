@@ -19,14 +19,14 @@ CPU = torch.device("cpu")
 
 
 class Wrong(Ops):
-    def add_mlp_(self, hidden_NC, norm, mlp):
-        super().add_mlp_(hidden_NC, norm, mlp)
+    def add_mlp_(self, hidden_NC, mlp):
+        super().add_mlp_(hidden_NC, mlp)
         hidden_NC[0, 0] += 100
 
 
 class Broken(Ops):
-    def add_mlp_(self, hidden_NC, norm, mlp):
-        super().add_mlp_(hidden_NC, norm, mlp)
+    def add_mlp_(self, hidden_NC, mlp):
+        super().add_mlp_(hidden_NC, mlp)
         hidden_NC[0, 0] = float("nan")
 
 
@@ -45,8 +45,8 @@ class Transposed(Ops):
 class Reordered(Ops):
     """The values of each rotated head the other way round."""
 
-    def rotated_qkv(self, x_NC, norm, weights, rotary):
-        q, k, v = super().rotated_qkv(x_NC, norm, weights, rotary).unbind(1)
+    def rotated_qkv(self, x_NC, weights, rotary):
+        q, k, v = super().rotated_qkv(x_NC, weights, rotary).unbind(1)
         return torch.stack([q.flip(-1), k.flip(-1), v], dim=1)
 
 

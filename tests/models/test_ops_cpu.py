@@ -49,8 +49,9 @@ def linear(num_in: int, num_out: int, dtype: torch.dtype, seed: int) -> nn.Linea
 
 
 def mlp(ops: Ops, act: str, dtype: torch.dtype, *, num_ups: int) -> MlpWeights:
+    norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), None, 1e-6)
     ups = [linear(HIDDEN, INTERMEDIATE, dtype, seed) for seed in range(10, 10 + num_ups)]
-    return ops.lay_out_mlp(ups, linear(INTERMEDIATE, HIDDEN, dtype, 20), act)
+    return ops.lay_out_mlp(norm, ups, linear(INTERMEDIATE, HIDDEN, dtype, 20), act)
 
 
 def assert_close(
@@ -169,10 +170,10 @@ def test_the_projection_to_rotated_queries_keys_and_values(
     angles = random(num_patches, head_size // 2, dtype=torch.float32, seed=7)
 
     def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
-        weights = ops.lay_out_qkv(linear(HIDDEN, 3 * 4 * head_size, dtype, 3), 4, torch.empty(0))
         norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), random(HIDDEN, dtype=dtype, seed=2), 1e-6)
+        weights = ops.lay_out_qkv(norm, linear(HIDDEN, 3 * 4 * head_size, dtype, 3), 4, torch.empty(0))
         hidden = random(num_patches, HIDDEN, dtype=dtype, seed=5)
-        return ops.rotated_qkv(hidden, norm, weights, (angles.cos(), angles.sin()))
+        return ops.rotated_qkv(hidden, weights, (angles.cos(), angles.sin()))
 
     assert_close(run, dtype, tolerance)
 
@@ -183,8 +184,7 @@ def test_the_projection_to_rotated_queries_keys_and_values(
 def test_an_mlp(dtype: torch.dtype, tolerance: float, act: str, num_ups: int) -> None:
     def run(ops: Ops, dtype: torch.dtype) -> torch.Tensor:
         hidden = random(NUM_PATCHES, HIDDEN, dtype=dtype, seed=5)
-        norm = NormWeights(random(HIDDEN, dtype=dtype, seed=1), None, 1e-6)
-        ops.add_mlp_(hidden, norm, mlp(ops, act, dtype, num_ups=num_ups))
+        ops.add_mlp_(hidden, mlp(ops, act, dtype, num_ups=num_ups))
         return hidden
 
     assert_close(run, dtype, tolerance, lambda ops: not isinstance(ops, AmxOps) or act in SIGMOIDS)

@@ -73,6 +73,23 @@ def test_norm(ops: TritonOps, width: int, has_bias: bool, has_shift: bool, dtype
 
 
 @EVERY_DTYPE
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize("has_shift", [True, False], ids=["shifted", "plain"])
+def test_what_a_norm_scales_rows_by(
+    ops: TritonOps, width: int, has_bias: bool, has_shift: bool, dtype: torch.dtype
+) -> None:
+    ones = torch.ones(width, device=DEVICE)
+    weights = NormWeights(ones, ones * 0 if has_bias else None, 1e-6, random(width, seed=3) if has_shift else None)
+    x = random(ROWS, width, dtype=dtype) * 3 + 1
+    shifted = x.float() if weights.shift is None else x + weights.shift
+    if has_bias:
+        shifted = shifted - shifted.mean(dim=1, keepdim=True)
+    wanted = Ops().norm(x.float(), weights)
+    assert off_by(shifted * ops.row_scales(x, weights).t(), wanted) <= TOLERANCES[torch.float32]
+
+
+@EVERY_DTYPE
 @pytest.mark.parametrize("head_size", [16, 64, 72, 80])
 def test_rotation_in_place(ops: TritonOps, head_size: int, dtype: torch.dtype) -> None:
     qkv = random(ROWS, 3, 4, head_size, dtype=dtype)
@@ -95,9 +112,10 @@ def test_mlp_is_added_to_what_was_there(ops: TritonOps, act: str, gated: bool, d
     layers = [layer.to(DEVICE, dtype).requires_grad_(False) for layer in layers]
     norm = NormWeights(random(72, dtype=dtype, seed=1), None, 1e-6)
     got, wanted = random(ROWS, 72, dtype=dtype), random(ROWS, 72, dtype=dtype).float()
-    ops.add_mlp_(got, norm, ops.lay_out_mlp(layers[:-1], layers[-1], act))
+    ops.add_mlp_(got, ops.lay_out_mlp(norm, layers[:-1], layers[-1], act))
     exact = [layer.float() for layer in layers]
-    Ops().add_mlp_(wanted, norm._replace(weight=norm.weight.float()), Ops().lay_out_mlp(exact[:-1], exact[-1], act))
+    exact_norm = norm._replace(weight=norm.weight.float())
+    Ops().add_mlp_(wanted, Ops().lay_out_mlp(exact_norm, exact[:-1], exact[-1], act))
     assert off_by(got.float() + exact[-1].bias, wanted) <= TOLERANCES[dtype]
 
 
