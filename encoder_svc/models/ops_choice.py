@@ -69,21 +69,18 @@ def ops_for(
     Raises:
         ConfigError: quantised operations fail their check; nothing takes their place.
     """
-    ops = Ops()
-    for name, make in _candidates(device, dtype, rotates_in_product=quantisation == "none").items():
-        try:
-            candidate = make()
-            check(candidate, device, dtype, act, gated=gated)
-        except Exception as error:
-            logger.warning("operations: %s passed over: %s: %s", name, type(error).__name__, error)
-            continue
-        ops = candidate
-        break
     if quantisation == "none":
-        return ops
+        return _first_that_passes(_candidates(device, dtype), device, dtype, act, gated=gated)
     from encoder_svc.models.ops_fp8 import Fp8Ops
 
-    quantised = Fp8Ops(device, ops)
+    edge = _first_that_passes(_candidates(device, dtype), device, dtype, act, gated=gated)
+    if edge.name == "quack":
+        candidates = {"fp8_quack": lambda: _quack_fp8(device, edge)}
+        ops = _first_that_passes(candidates, device, dtype, act, gated=gated, tolerance=FP8_TOLERANCE)
+        if ops.name == "fp8_quack":
+            return ops
+    candidates = _candidates(device, dtype, rotates_in_product=False)
+    quantised = Fp8Ops(device, _first_that_passes(candidates, device, dtype, act, gated=gated))
     try:
         check(quantised, device, dtype, act, gated=gated, tolerance=FP8_TOLERANCE)
     except Exception as error:
@@ -91,12 +88,37 @@ def ops_for(
     return quantised
 
 
+def _first_that_passes(
+    candidates: dict[str, Callable[[], Ops]],
+    device: torch.device,
+    dtype: torch.dtype,
+    act: str,
+    *,
+    gated: bool,
+    tolerance: float | None = None,
+) -> Ops:
+    for name, make in candidates.items():
+        try:
+            candidate = make()
+            check(candidate, device, dtype, act, gated=gated, tolerance=tolerance)
+        except Exception as error:
+            logger.warning("operations: %s passed over: %s: %s", name, type(error).__name__, error)
+            continue
+        return candidate
+    return Ops()
+
+
 def describe(ops: Ops) -> str:
     """Name and the versions of the packages that it runs on, then those of the first block's where these are others.
 
     Part of the config hash.
     """
-    packages = {"triton": ("triton",), "quack": ("triton", "quack-kernels"), "fp8": ("triton",)}
+    packages = {
+        "triton": ("triton",),
+        "quack": ("triton", "quack-kernels"),
+        "fp8": ("triton",),
+        "fp8_quack": ("triton", "quack-kernels"),
+    }
     used = dict.fromkeys((ops, ops.of_block(0, 3)))
     return ", ".join(
         " ".join([some.name, *(f"{package} {version(package)}" for package in packages.get(some.name, ()))])
@@ -104,7 +126,9 @@ def describe(ops: Ops) -> str:
     )
 
 
-def _candidates(device: torch.device, dtype: torch.dtype, *, rotates_in_product: bool) -> dict[str, Callable[[], Ops]]:
+def _candidates(
+    device: torch.device, dtype: torch.dtype, *, rotates_in_product: bool = True
+) -> dict[str, Callable[[], Ops]]:
     candidates: dict[str, Callable[[], Ops]] = {}
     if device.type == "cpu":
         return _cpu_candidates(dtype)
@@ -144,6 +168,12 @@ def _quack(device: torch.device, *, rotates_in_product: bool) -> Ops:
     from encoder_svc.models.ops_quack import QuackOps
 
     return QuackOps(device, rotates_in_product=rotates_in_product)
+
+
+def _quack_fp8(device: torch.device, edge: Ops) -> Ops:
+    from encoder_svc.models.ops_fp8_quack import QuackFp8Ops
+
+    return QuackFp8Ops(device, edge)
 
 
 def _triton(device: torch.device) -> Ops:

@@ -36,41 +36,41 @@ class Fp8Ops(TritonOps):
         return self._edge if index in (0, depth - 1) else self
 
     def lay_out_linear(self, linear: nn.Linear) -> LinearWeights:
-        return _quantised(LinearWeights(linear.weight, linear.bias))
+        return quantised(LinearWeights(linear.weight, linear.bias))
 
     def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         mlp = super().lay_out_mlp(norm, ups, down, act)
         if mlp.up.scales is not None:
             return mlp
-        return MlpWeights(norm, _quantised(mlp.up), _quantised(mlp.down), act, gated=mlp.gated)
+        return MlpWeights(norm, quantised(mlp.up), quantised(mlp.down), act, gated=mlp.gated)
 
     def norm_linear(self, x_NC: torch.Tensor, norm: NormWeights, linear: LinearWeights) -> torch.Tensor:
         return _product(*self._norm_quantised(x_NC, norm), linear, linear.bias, x_NC.dtype)
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
-        values, scales = _empty_quantised(x)
+        values, scales = empty_quantised(x)
         self._kernel_activate(values, scales, x, None, "none", gated=False)
         hidden_NC += _product(values, scales, weights, None, hidden_NC.dtype)
 
     def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
         # The bias is added with the activation: in this product's epilogue it takes a fifth of the product's time.
         x = _product(*self._norm_quantised(hidden_NC, mlp.norm), mlp.up, None, hidden_NC.dtype)
-        values, scales = _empty_quantised(x[:, : mlp.down.weight.shape[1]])
+        values, scales = empty_quantised(x[:, : mlp.down.weight.shape[1]])
         self.activate_into(values, scales, x, mlp.up.bias, mlp)
         hidden_NC += _product(values, scales, mlp.down, None, hidden_NC.dtype)
 
     def _norm_quantised(self, x_NC: torch.Tensor, norm: NormWeights) -> tuple[torch.Tensor, torch.Tensor]:
-        values, scales = _empty_quantised(x_NC)
+        values, scales = empty_quantised(x_NC)
         self.norm_into(values, scales, x_NC, norm)
         return values, scales
 
 
-def _empty_quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     return values, torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
 
 
-def _quantised(linear: LinearWeights) -> LinearWeights:
+def quantised(linear: LinearWeights) -> LinearWeights:
     weight = linear.weight.float()
     scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
     return LinearWeights((weight / scales).to(torch.float8_e4m3fn), linear.bias, scales.t().contiguous())

@@ -16,7 +16,7 @@ from encoder_svc.models.quack_tiles import best_tile
 from encoder_svc.platforms.torch_compiler import compiler_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -54,7 +54,7 @@ class QuackOps(TritonOps):
         weight, bias = (_pairs_side_by_side(values.detach(), num_heads) for values in (qkv.weight, qkv.bias))
         head_size = len(weight) // (3 * num_heads)
         turns = _turns(inverse_frequencies, num_heads, head_size)
-        return QkvWeights(norm, norm_inside(LinearWeights(weight, bias), norm), num_heads, turns)
+        return QkvWeights(norm, self._lay_out_normed(norm, LinearWeights(weight, bias)), num_heads, turns)
 
     def rotary(self, position_ids: torch.Tensor, inverse_frequencies: torch.Tensor, head_size: int) -> Rotary:
         """Half of row and column together and half of what lies between them, float32 [1, N] each; where the product
@@ -73,12 +73,13 @@ class QuackOps(TritonOps):
     def lay_out_mlp(self, norm: NormWeights, ups: Sequence[nn.Linear], down: nn.Linear, act: str) -> MlpWeights:
         """As Triton wants it, but with gate and up values next to each other, as the epilogue pairs them."""
         mlp = super().lay_out_mlp(norm, ups, down, act)
-        if not hasattr(self._epilogues, _epilogue(mlp)):
+        if not hasattr(self._epilogues, epilogue_of(mlp)):
             return mlp
         weight, bias = mlp.up.weight, mlp.up.bias
         if mlp.gated:
             weight, bias = (torch.stack(part.chunk(2), dim=1).flatten(0, 1) for part in (weight, bias))
-        return MlpWeights(norm, norm_inside(LinearWeights(weight, bias), norm), mlp.down, act, gated=mlp.gated)
+        up = self._lay_out_normed(norm, LinearWeights(weight, bias))
+        return MlpWeights(norm, up, mlp.down, act, gated=mlp.gated)
 
     def add_linear_(self, hidden_NC: torch.Tensor, x: torch.Tensor, weights: LinearWeights) -> None:
         outputs, inputs = weights.weight.shape
@@ -88,11 +89,15 @@ class QuackOps(TritonOps):
             self._run("added", x, weights.weight, hidden_NC, hidden_NC, {})
 
     def add_mlp_(self, hidden_NC: torch.Tensor, mlp: MlpWeights) -> None:
-        epilogue = _epilogue(mlp)
+        epilogue = epilogue_of(mlp)
         if not hasattr(self._epilogues, epilogue):
             super().add_mlp_(hidden_NC, mlp)
             return
         self.add_linear_(hidden_NC, self._normed_product(epilogue, hidden_NC, mlp.norm, mlp.up, {}), mlp.down)
+
+    def _lay_out_normed(self, norm: NormWeights, linear: LinearWeights) -> LinearWeights:
+        """The weights of :meth:`_normed_product`."""
+        return norm_inside(linear, norm)
 
     def _normed_product(
         self,
@@ -102,16 +107,33 @@ class QuackOps(TritonOps):
         weights: LinearWeights,
         operands: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """What ``epilogue`` makes of ``norm(x) Wᵀ``, bias included; W has the norm inside."""
-        outputs = len(weights.weight)
+        """What ``epilogue`` makes of ``norm(x) Wᵀ``, bias included."""
         assert weights.shifts is not None
-        operands = {**operands, "scale": self.row_scales(x, norm), "shifts": weights.shifts, "bias": weights.bias[None]}
+        operands = {**operands, "scale": self.row_scales(x, norm), "shifts": weights.shifts}
+        return self._product(epilogue, x, weights, operands, x.dtype)
+
+    def _product(
+        self,
+        epilogue: str,
+        x: torch.Tensor,
+        weights: LinearWeights,
+        operands: Mapping[str, torch.Tensor | float],
+        dtype: torch.dtype,
+        attributes: tuple[tuple[str, object], ...] = (),
+    ) -> torch.Tensor:
+        """What ``epilogue`` makes of ``x Wᵀ`` with ``operands`` and the bias, in ``dtype``.
+
+        Args:
+            attributes: of quack's kernel, by their names.
+        """
+        outputs = len(weights.weight)
+        operands = {**operands, "bias": weights.bias[None]}
         if epilogue.endswith(_GATED):
-            out = operands["gated"] = x.new_empty((len(x), outputs // 2))
-            self._run(epilogue, x, weights.weight, None, None, operands)
+            out = operands["gated"] = x.new_empty((len(x), outputs // 2), dtype=dtype)
+            self._run(epilogue, x, weights.weight, None, None, operands, attributes)
         else:
-            out = x.new_empty((len(x), outputs))
-            self._run(epilogue, x, weights.weight, out, None, operands)
+            out = x.new_empty((len(x), outputs), dtype=dtype)
+            self._run(epilogue, x, weights.weight, out, None, operands, attributes)
         return out
 
     def _run(
@@ -121,7 +143,8 @@ class QuackOps(TritonOps):
         weight: torch.Tensor,
         out: torch.Tensor | None,
         summand: torch.Tensor | None,
-        operands: dict[str, torch.Tensor],
+        operands: Mapping[str, torch.Tensor | float],
+        attributes: tuple[tuple[str, object], ...] = (),
     ) -> None:
         tile = best_tile(len(x), len(weight), self._num_sms)
         getattr(self._epilogues, epilogue).gemm(
@@ -135,6 +158,7 @@ class QuackOps(TritonOps):
             cluster_M=tile.cluster_rows,
             cluster_N=tile.cluster_columns,
             pingpong=True,
+            post_init_attrs=attributes,
         )
 
 
@@ -158,7 +182,7 @@ def norm_inside(linear: LinearWeights, norm: NormWeights) -> LinearWeights:
     return LinearWeights(rounded, bias.float(), shifts=shifts.float()[None])
 
 
-def _epilogue(mlp: MlpWeights) -> str:
+def epilogue_of(mlp: MlpWeights) -> str:
     """The name that an activation has, or would have, in models/quack_epilogues.py."""
     return f"{mlp.act}{_GATED if mlp.gated else ''}"
 

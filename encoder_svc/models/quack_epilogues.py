@@ -11,7 +11,7 @@ unpacks them; the other arguments are what its ``ops`` load for that value's row
 
 from cutlass import cute
 from quack.epilogue import gemm_epilogue, pack, unpack
-from quack.epilogue.ops import ColVecLoad, RowVecLoad
+from quack.epilogue.ops import ColVecLoad, RowVecLoad, Scalar
 
 # Adding and taking away 1.5 · 2²³ rounds a float32 to the nearest integer.
 _ROUNDING = 12582912.0
@@ -87,4 +87,61 @@ def silu(acc, scale, shifts, bias):
 def silu_gated(acc, scale, shifts, bias):
     """silu(gate) · up of neighbours (gate, up) of the normed product: half as many columns (Shazeer, 2020)."""
     gate, up = unpack((acc + shifts) * scale + bias)
+    return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}
+
+
+# The same of products on e4m3: ``rows`` and ``columns`` are the scales of the input's rows and of the weights'.
+_SCALES = {"rows": ColVecLoad("rows"), "columns": RowVecLoad("columns"), "bias": RowVecLoad("bias")}
+
+
+@gemm_epilogue(
+    ops={
+        **_SCALES,
+        "half_sum": ColVecLoad("half_sum"),
+        "half_difference": ColVecLoad("half_difference"),
+        "turns": RowVecLoad("turns"),
+    },
+    mode="acc_pair",
+)
+def scaled_rotated(acc, rows, columns, bias, half_sum, half_difference, turns):
+    """:func:`rotated`."""
+    first, second = unpack(acc * columns * rows + bias)
+    turn, _ = unpack(turns)
+    turns = cute.math.fma(half_difference, turn, half_sum * cute.math.absf(turn))
+    nearest = cute.math.fma(turns, 1.0, _ROUNDING) - _ROUNDING
+    angle = (turns - nearest) * _TURN
+    sin = cute.math.sin(angle, fastmath=True)
+    cos = cute.math.cos(angle, fastmath=True)
+    return {"D": pack(first * cos - second * sin, second * cos + first * sin)}
+
+
+# What the MLP's last product reads, itself on e4m3: ``shrink`` keeps it in e4m3's range.
+_SHRUNK = {**_SCALES, "shrink": Scalar("shrink")}
+
+
+@gemm_epilogue(ops=_SHRUNK)
+def scaled_quick_gelu(acc, rows, columns, bias, shrink):
+    """:func:`quick_gelu`."""
+    x = acc * columns * rows + bias
+    return {"D": x * shrink * (0.5 * cute.math.tanh(0.851 * x, fastmath=True) + 0.5)}
+
+
+@gemm_epilogue(ops=_SHRUNK)
+def scaled_gelu_pytorch_tanh(acc, rows, columns, bias, shrink):
+    """:func:`gelu_pytorch_tanh`."""
+    x = acc * columns * rows + bias
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+    return {"D": x * shrink * (0.5 * cute.math.tanh(inner, fastmath=True) + 0.5)}
+
+
+@gemm_epilogue(ops={"columns": RowVecLoad("columns")})
+def scaled_added(acc, c, columns):
+    """:func:`added`."""
+    return {"D": acc * columns + c}
+
+
+@gemm_epilogue(outputs=("gated",), ops=_SCALES, mode="acc_pair")
+def scaled_silu_gated(acc, rows, columns, bias):
+    """:func:`silu_gated`."""
+    gate, up = unpack(acc * columns * rows + bias)
     return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}
