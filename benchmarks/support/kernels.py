@@ -17,7 +17,7 @@ CLASSES = (
     ("matrix products", r"gemm"),  # also those that rotate or activate before they store
     ("attention", r"attention|attend|flash|sdpa|fmha|_fwd|_attn|windows"),
     ("rotary", r"rotary|rotate\b"),
-    ("norm", r"norm"),
+    ("norm", r"norm|row_scales"),
     ("activation", r"gelu|silu|sigmoid|activate|::gate"),
     ("quantise", r"quanti"),
     ("matrix products", r"gemm|mm\b|mm_|bmm|nvjet|cutlass|linear|convolution|conv3d|xmma"),

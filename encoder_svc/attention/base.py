@@ -105,6 +105,10 @@ class AttentionBackend(abc.ABC):
         """
         return self.implementation
 
+    def more_to_check(self, device: torch.device) -> Sequence[tuple[int, ...]]:
+        """Lengths of batches that take a path which those of the start-up check do not."""
+        return ()
+
     @abc.abstractmethod
     def forward(
         self,

@@ -10,6 +10,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from encoder_svc.attention import fa4_tiles
 from encoder_svc.attention.base import AttentionBackend
 from encoder_svc.platforms.torch_compiler import compiler_left_out
 
@@ -33,6 +34,7 @@ class FlashAttn(AttentionBackend):
         super().__init__(**options)
         self._run: Callable[..., torch.Tensor]
         self._dense: Callable[..., torch.Tensor] | None = None
+        self._smaller_tiled: Callable[..., torch.Tensor] | None = None
         if self.implementation == "torch":
             from torch.nn.attention.varlen import varlen_attn
 
@@ -43,6 +45,7 @@ class FlashAttn(AttentionBackend):
             self._run = self._upstream(module.flash_attn_varlen_func)
             if self.implementation == "fa4":
                 self._dense = self._upstream_dense(module.flash_attn_func)
+                self._smaller_tiled = self._with_smaller_tiles()
 
     def forward(
         self,
@@ -58,7 +61,28 @@ class FlashAttn(AttentionBackend):
         dense = lengths and lengths.count(lengths[0]) == len(lengths) and lengths[0] <= _LONGEST_DENSE
         if self._dense is not None and dense:
             return self._dense(*(x.unflatten(0, (len(lengths), lengths[0])) for x in (q_NHD, k_NKD, v_NKD)))
+        # In a graph only the number of patches is known.
+        if self._smaller_tiled is not None and self._smaller_are_faster(q_NHD.device, lengths or (len(q_NHD),)):
+            return self._smaller_tiled(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen)
         return self._run(q_NHD, k_NKD, v_NKD, cu_seqlens, max_seqlen)
+
+    def more_to_check(self, device: torch.device) -> Sequence[tuple[int, ...]]:
+        if self._smaller_tiled is None or not (multiprocessors := fa4_tiles.hopper_multiprocessors(device)):
+            return ()
+        return (fa4_tiles.lengths_of_its_own(self.num_heads, multiprocessors),)
+
+    def _smaller_are_faster(self, device: torch.device, lengths: Sequence[int]) -> bool:
+        multiprocessors = fa4_tiles.hopper_multiprocessors(device)
+        return multiprocessors > 0 and fa4_tiles.smaller_are_faster(lengths, self.num_heads, multiprocessors)
+
+    def _with_smaller_tiles(self) -> Callable[..., torch.Tensor] | None:
+        if self.head_size != fa4_tiles.HEAD_SIZE or self.causal or self.num_kv_heads != self.num_heads:
+            return None
+        try:
+            own = importlib.import_module("flash_attn.cute.interface")._flash_attn_fwd
+        except (ImportError, AttributeError):  # another release keeps it elsewhere
+            return None
+        return fa4_tiles.smaller_tiled(own, self.scale) if fa4_tiles.takes_tiles(own) else None
 
     def _upstream(self, varlen: Callable[..., Any]) -> Callable[..., torch.Tensor]:
         """flash-attn 2, 3 and 4 name their arguments alike; 4, and some releases of 3, also return the log-sum-exp."""

@@ -60,13 +60,13 @@ def checked_attention(
 
 
 def check(attention: MMEncoderAttention, device: torch.device | str) -> None:
-    """Runs the layer once on small ragged input.
+    """Runs the layer once on small ragged input, and on what its backend names besides.
 
     Raises:
         AttentionKernelError: an exception, a NaN, or an error beyond :data:`TOLERANCES`.
     """
     selection, tolerance = attention.selection, TOLERANCES[attention.dtype]
-    for lengths in _BATCHES:
+    for lengths in (*_BATCHES, *attention.backend.more_to_check(torch.device(device))):
         error = relative_error(attention, PackedSequences.of(lengths), device)
         if not error <= tolerance:  # NaN is not <= anything
             raise AttentionKernelError(

@@ -95,6 +95,15 @@ def fa4_dense(q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, caus
     return true_result(q, k, v, cu_seqlens, softmax_scale, causal).unflatten(0, (batch, length)), None
 
 
+def fa4_forward(
+    q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, softmax_scale=None,
+    causal=False, tile_mn=None, mma_pv_is_rs=None, intra_wg_overlap=None,
+):  # fmt: skip
+    """flash-attn 4: ``flash_attn.cute.interface._flash_attn_fwd``."""
+    assert (q.shape[2], tile_mn, mma_pv_is_rs, causal) == (80, (128, 128), True, False)
+    return fa4_varlen(q, k, v, qv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=softmax_scale)
+
+
 def torch_varlen(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
     enable_gqa=False,
@@ -180,9 +189,13 @@ def xformers_forward(query, key, value, attn_bias=None, p=0.0, scale=None, *, op
 
 def install(monkeypatch: pytest.MonkeyPatch, modules: dict[str, dict[str, Any]]) -> None:
     """Puts modules of these names and contents, and their parents, where ``import`` finds them."""
+    names = {name.rsplit(".", cut)[0] for name in modules for cut in range(name.count(".") + 1)}
+    for name in sorted(names):
+        module = ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, module)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
     for name, contents in modules.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            monkeypatch.setitem(sys.modules, ".".join(parts[:depth]), ModuleType(".".join(parts[:depth])))
         for attribute, value in contents.items():
             setattr(sys.modules[name], attribute, value)
