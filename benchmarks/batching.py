@@ -5,7 +5,8 @@
 
 Callers send one image after the other. Each spends a while elsewhere (being sent, decoded, answered), then waits for
 the engine. The device's thread packs a batch; the device runs one batch after the other, so long for each image. By
-default the times are those of a Qwen3-VL server with front ends and images of 448² on an H100 (docs/performance.md).
+default the times are those of a Qwen3-VL server with front ends and images of 448² on an H100
+(docs/performance-server.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 torch's fused kernel for CPUs multiplies bfloat16 with AMX, and without AMX slowly: 0.15 TFLOP/s on two Zen 5 cores,
 where oneDNN's products reach 0.7. Scores are float32, as in the fused kernel: rounded to bfloat16 they would cost six
-times its error where attention is peaked (docs/performance.md, "CPU").
+times its error where attention is peaked (docs/performance-cpu.md).
 
 Shapes: G sequences times heads, L length of a sequence, D head_size.
 """

@@ -2,7 +2,7 @@
 matrix products.
 
 torch's products are fast on such a CPU (oneDNN), but its attention is not, and what lies between products takes it
-several passes (docs/performance.md, "CPU").
+several passes (docs/performance-cpu.md).
 
 Shapes: N patches, H heads, D head_size, C values of a row.
 """

@@ -2,7 +2,7 @@
 
 For heads of 80 it takes 192 queries at a time: one image of 1,024 patches and 16 heads makes 96 tiles for the 132
 multiprocessors of an H100. Of 128 queries it makes 128 tiles, each done sooner. By a sweep over tiles and shapes
-(docs/performance.md).
+(docs/performance-gpu.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from encoder_svc.models.ops import ACTIVATIONS, LinearWeights, MlpWeights, NormW
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Stretches of patches, as measured on cores with 1 MiB of L2 each (docs/performance.md, "CPU").
+# Stretches of patches, as measured on cores with 1 MiB of L2 each (docs/performance-cpu.md).
 _NORM_ROWS = 256
 _ROTARY_ROWS = 128
 _ACTIVATION_ROWS = 128

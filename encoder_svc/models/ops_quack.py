@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# Where quack's product is the faster one for sums onto a residual, in patches (docs/performance.md); and only where the
-# sum is not much longer than a row.
+# Where quack's product is the faster one for sums onto a residual, in patches (docs/performance-gpu.md); and only where
+# the sum is not much longer than a row.
 _MIN_ROWS_ADDED: Final = 8_192
 _MAX_INPUTS_AN_OUTPUT: Final = 2
 # How the names of epilogues end that make one value of two.

@@ -2,7 +2,7 @@
 
 A GPU works on one tile a multiprocessor at a time, so what counts is how many waves of tiles a product takes, and how
 long a wave: about as long as a tile is large, and as long again as it takes to begin and to end it. By a sweep over
-tiles, clusters and shapes on an H100 (docs/performance.md).
+tiles, clusters and shapes on an H100 (docs/performance-gpu.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 quack-kernels, and flash-attn 4 with it, wrap functions in ``torch.compile`` and ``torch.compiler.disable`` as they are
 imported. Either imports ``torch._dynamo``, ``torch._inductor``, sympy and a thousand modules more, half of a GPU's
-start (docs/performance.md, "Cold start"), and nothing that is served is ever traced or compiled.
+start (docs/performance-gpu.md, "Cold start"), and nothing that is served is ever traced or compiled.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from encoder_svc.observability.request import Observer
     from encoder_svc.server.loading import Loaded
 
-# An H100 with images whose rows are wide (docs/performance.md, "The server on a GPU").
+# An H100 with images whose rows are wide (docs/performance-server.md).
 _MAX_FRONT_ENDS: Final = 8
 
 
