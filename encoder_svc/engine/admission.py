@@ -54,6 +54,7 @@ class Admission:
             self.expected_patches,
             self._mean_request_patches,
             self.meter.patches_per_s or 0.0,
+            self.meter.foreseen_patches,
         )
 
     def refusal_at_the_door(self) -> RequestError | None:

@@ -36,6 +36,7 @@ class Load(NamedTuple):
     expected_patches: float = 0
     mean_request_patches: float = 0
     patches_per_s: float = 0
+    foreseen_patches: float = 0
 
     def refusal_at_the_door(self, budgets: Budgets) -> RequestError | None:
         """Why no request would be let in now; None if one may be. For refusing a call before its message is read."""
@@ -102,14 +103,15 @@ class Load(NamedTuple):
         """That a budget is.
 
         Args:
-            wait_patches: until these are done it stays so; 0: a tenth of what is pending.
+            wait_patches: until these are done it stays so; 0: a tenth of what is pending. The delay is that of as many
+                as the rate says something of.
         """
         if pending < allowed:
             why = f"{about}{pending:.0f} {what} pending, this request adds {about}{more}, and {allowed} are allowed"
         else:  # one request of any size is taken, so that there may be more
             why = f"{about}{pending:.0f} {what} pending, and no more are taken until there are fewer than {allowed}"
         wait_patches = wait_patches or max(self.pending_patches // 10, 1)
-        retry_s = wait_patches / self.patches_per_s if self.patches_per_s else 1.0
+        retry_s = min(wait_patches, self.foreseen_patches) / self.patches_per_s if self.patches_per_s else 1.0
         retry_s = min(max(retry_s, _MIN_RETRY_S), _MAX_RETRY_S)
         return request_error(
             reason,

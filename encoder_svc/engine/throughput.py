@@ -29,6 +29,15 @@ class ThroughputMeter:
         """None until something was measured."""
         return self._patches / self._busy_s if self._patches and self._busy_s else None
 
+    @property
+    def foreseen_patches(self) -> float:
+        """For how many patches the rate says how long they take at the least.
+
+        Little at a time says nothing of how fast much goes: a device takes hardly longer for a hundred times the
+        patches of a small image. So it is eight times what was pending in the mean.
+        """
+        return _FORESEEN * self._pending_s / self._busy_s if self._busy_s else 0.0
+
     def pend(self, num_patches: int, now_s: float) -> None:
         """So many more are pending from now on; fewer, if it is negative."""
         elapsed_s = now_s - self._since_s if self._pending else 0.0
@@ -48,10 +57,6 @@ class ThroughputMeter:
         self._pending_s = self._pending_s * decay + pending_s
 
     def least_s(self, num_patches: int) -> float:
-        """How long so many patches take at the least; 0 while no rate is known.
-
-        Little at a time says nothing of how fast much goes: a device takes hardly longer for a hundred times the
-        patches of a small image. So no more are counted than eight times what was pending in the mean.
-        """
+        """How long so many patches take at the least; 0 while no rate is known."""
         rate = self.patches_per_s
-        return min(num_patches, _FORESEEN * self._pending_s / self._busy_s) / rate if rate else 0.0
+        return min(num_patches, self.foreseen_patches) / rate if rate else 0.0

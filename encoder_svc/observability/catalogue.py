@@ -121,7 +121,7 @@ _QUEUE = MetricGroup(
             name="encoder_predicted_queue_delay_seconds",
             kind="gauge",
             unit="seconds",
-            meaning="How long all that is pending takes at the measured rate; 0 until a rate is known.",
+            meaning="How long all that is pending takes at the least, by the measured rate; 0 until one is known.",
             when_it_moves="Stays above the latency that users accept: add a replica.",
         ),
         MetricDefinition(

@@ -51,6 +51,5 @@ def decoded_gauges(decoded: Window) -> dict[str, Callable[[], float]]:
 
 
 def _drain_time_s(admission: Admission) -> float:
-    """How long all that is pending takes at the measured rate; 0 while none is known."""
-    rate = admission.meter.patches_per_s
-    return admission.pending_patches / rate if rate else 0.0
+    """How long all that is pending takes at the least; 0 while no rate is known."""
+    return admission.meter.least_s(admission.pending_patches)

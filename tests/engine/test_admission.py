@@ -158,16 +158,35 @@ def test_before_anything_was_measured_no_deadline_is_refused() -> None:
     admission().admit(num_images=1, num_bytes=1).reserve(10**9, 1e-3)
 
 
-def test_many_patches_are_not_refused_by_the_rate_of_few() -> None:
-    clock = Clock()
+def after_small_images(clock: Clock) -> Admission:
+    """One of 16 patches after the other, 1.6 ms each."""
     quiet = measured(clock, 16, patches=100_000)
-    for _ in range(1_000):  # one small image after the other, 1.6 ms each
+    for _ in range(1_000):
         grant = quiet.admit(num_images=1, num_bytes=1)
         grant.reserve(16, math.inf)
         clock.now_s += 0.0016
         grant.image_done(16, completed=True)
         grant.close()
-    quiet.admit(num_images=1, num_bytes=1).reserve(80_000, 1.0)
+    return quiet
+
+
+def test_many_patches_are_not_refused_by_the_rate_of_few() -> None:
+    after_small_images(Clock()).admit(num_images=1, num_bytes=1).reserve(80_000, 1.0)
+
+
+def test_a_crowd_is_not_sent_away_for_long_by_the_rate_of_few() -> None:
+    clock = Clock()
+    busy = after_small_images(clock)
+    first = busy.admit(num_images=2, num_bytes=1)
+    first.reserve(100_000, math.inf)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=1, num_bytes=1).reserve(60_000, math.inf)
+    assert caught.value.retry_after_s == 0.05  # 60,000 patches at that rate: 6 s
+    clock.now_s += 1.0
+    first.image_done(50_000, completed=True)
+    with pytest.raises(OverloadedError) as caught:
+        busy.admit(num_images=1, num_bytes=1).reserve(100_000, math.inf)
+    assert caught.value.retry_after_s == pytest.approx(50_000 / busy.load().patches_per_s)
 
 
 def test_the_rate_is_patches_over_busy_seconds() -> None:
