@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,7 @@ from encoder_svc.engine.memory import measure, rehearse
 from encoder_svc.engine.outputs import bytes_of, finite_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from encoder_svc.engine.builder import Batch
     from encoder_svc.engine.device import Submitted
@@ -215,7 +216,7 @@ class DeviceRunner:
             marks[3].record()
             parts, finite = self._forward(resized, batch.grids)
             marks[4].record()
-        with torch.cuda.stream(lanes.d2h):
+        with torch.cuda.stream(lanes.d2h), _waited_for_on_error(lanes.d2h):
             lanes.d2h.wait_event(marks[4])
             marks[5].record()
             outputs = self._to_host(parts)
@@ -297,6 +298,16 @@ class _Lanes:
 
     def __init__(self, device: torch.device) -> None:
         self.h2d, self.compute, self.d2h = (torch.cuda.Stream(device) for _ in range(3))
+
+
+@contextmanager
+def _waited_for_on_error(stream: torch.cuda.Stream) -> Iterator[None]:
+    """An error gives back the memory that copies are on their way to, and the next batch takes it: they end before."""
+    try:
+        yield
+    except BaseException:
+        stream.synchronize()
+        raise
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,8 @@ import logging
 import os
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from encoder_svc.engine import landing as module
+from encoder_svc.engine import runner as runner_module
 from encoder_svc.engine.landing import CudaPages, Landing, copy_bytes, pieces
 from encoder_svc.engine.runner import DeviceRunner
 from encoder_svc.images.types import GridThw, ProcessedImage
@@ -49,6 +52,20 @@ class Locks:
 
     def unlock(self, address: int) -> None:
         self.pages.remove(next(locked for locked in self.pages if locked[0] == address))
+
+
+class FakeStream:
+    """Notes how much of the arena is taken when it is waited for."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.taken_bytes: list[int] = []
+        self._arena = arena
+
+    def wait_event(self, event: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.taken_bytes.append(self._arena.taken_bytes)
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -243,3 +260,29 @@ def test_nobody_waits_for_a_copy_across_steps(arena: Arena) -> None:
     assert landed is not None
     assert torch.equal(torch.frombuffer(landed[0], dtype=torch.float32).view(rows.shape), rows.cpu())
     assert len(kept) == STEP // 2
+
+
+@pytest.mark.parametrize("fails", ["copy_bytes", "_to_pinned"])
+def test_copies_end_before_an_error_gives_back_what_they_write(
+    arena: Arena, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no more page-locked memory")
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: SimpleNamespace(record=lambda: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(module if fails == "copy_bytes" else runner_module, fails, fail)
+    tower = load(tiny_checkpoint(FAMILIES[0]))
+    runner = DeviceRunner(tower)
+    runner._landing = Landing(arena, Locks())
+    runner._landing._lock_beyond(arena.num_bytes)
+    until(lambda: runner._landing.locked_bytes == arena.num_bytes)
+    stream = FakeStream(arena)
+    side = tower.settings.patch_size
+    image = ProcessedImage(GridThw(1, 4, 4), np.zeros((16, 3, side, side), np.uint8))
+    batch = runner._build_batch([image], tower.encoder)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no more page-locked memory"):
+        runner._submit_to_gpu(batch, 0.0, SimpleNamespace(h2d=stream, compute=stream, d2h=stream))
+    assert len(stream.taken_bytes) == 1
+    assert stream.taken_bytes[0] > 0
+    until(lambda: arena.taken_bytes == 0)
