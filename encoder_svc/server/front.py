@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -78,7 +79,7 @@ class Front:
             options=[
                 ("grpc.max_receive_message_length", config.max_request_bytes + _MESSAGE_SLACK_BYTES),
                 ("grpc.so_reuseport", int(self._shares_port)),
-                ("grpc.max_connection_age_ms", min(round(config.max_connection_age_s * 1e3), _INT32_MAX) or _INT32_MAX),
+                ("grpc.max_connection_age_ms", _milliseconds(config.max_connection_age_s) or _INT32_MAX),
             ],
         )
         add_servicer(self.servicer, server)
@@ -138,3 +139,8 @@ class Front:
     async def _set_health(self, status: int) -> None:
         for service in ("", _SERVICE):
             await self._health.set(service, status)
+
+
+def _milliseconds(seconds: float) -> int:
+    """Whole ones, rounded up, as many as gRPC takes at most."""
+    return math.ceil(min(seconds * 1e3, _INT32_MAX))
