@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from encoder_svc.server.core import Core
     from encoder_svc.server.info import ModelFacts
     from encoder_svc.server.window import Room
+
+logger = logging.getLogger(__name__)
 
 # Of one request.
 _HEADERS_AT_ONCE = 2
@@ -123,6 +126,9 @@ class Pipeline:
             return CheckedImage(index, self.processor.plan(source), self._keys.key(source.key_fields()))
         except RequestError as error:
             return CheckedImage(index, without_frames(error))
+        except Exception:
+            logger.exception("an image could not be checked")
+            return CheckedImage(index, request_error(Reason.INTERNAL, "The server failed on this image."))
 
     def share(self) -> RequestShare:
         """For one request."""

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from encoder_svc.client import AsyncEncoderClient, RequestError
 from encoder_svc.images import processor as images_processor
+from encoder_svc.images.types import RawRgb
 from encoder_svc.server.app import EXIT_DEVICE_BROKEN
 from tests.server.in_process import serving
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from encoder_svc.engine.device import Submitted
-    from encoder_svc.images.types import GridThw, ProcessedImage
+    from encoder_svc.images.processor import PlannedImage
+    from encoder_svc.images.types import GridThw, ImageSource, ProcessedImage
     from tests.server.in_process import Inside
 
 GOOD_SIDES = (56, 84, 112)
@@ -37,6 +39,18 @@ def image(side: int) -> np.ndarray:
 
 def is_bad(processed: ProcessedImage) -> bool:
     return processed.grid.h == BAD_SIDE // 14
+
+
+def checking_crashes(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = inside.pipeline.processor
+    whole = processor.plan
+
+    def plan(source: ImageSource) -> PlannedImage:
+        if isinstance(source, RawRgb) and source.height == BAD_SIDE:
+            raise ZeroDivisionError("a bug of ours")
+        return whole(source)
+
+    monkeypatch.setattr(processor, "plan", plan)
 
 
 def decoding_crashes(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +107,7 @@ def output_is_nan(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
+        pytest.param(checking_crashes, "INTERNAL", id="check"),
         pytest.param(decoding_crashes, "INTERNAL", id="decode"),
         pytest.param(on_the_device(RuntimeError("a kernel's own words")), "ENCODER_FAILED", id="kernel"),
         pytest.param(on_the_device(torch.OutOfMemoryError("x")), "DEVICE_OUT_OF_MEMORY", id="memory"),
