@@ -15,6 +15,7 @@ from encoder_svc.engine.runner import DeviceRunner, PreparedBatch
 from encoder_svc.images.patches import normalise, patchify
 from encoder_svc.images.types import ProcessedImage
 from encoder_svc.models.checkpoint import Checkpoint
+from encoder_svc.models.ops_choice import refuse_quantisation
 from encoder_svc.models.tower import TORCH_DTYPES, VisionTower, load_tower, make_attention
 from encoder_svc.platforms import platform_for_device
 
@@ -45,6 +46,7 @@ class Ours:
     ) -> None:
         checkpoint = Checkpoint(str(folder))
         platform = platform_for_device(device)
+        refuse_quantisation(quantization, device, dtype)
         self.tower: VisionTower = load_tower(
             checkpoint,
             checkpoint.processor_settings(resize="torch"),

@@ -33,15 +33,16 @@ def main() -> None:
         quantization=quantization,
     )
     settings = ours.tower.settings
-    forwards = []
+    forwards, measured = [], []
     for cell in cells:
         side, _, number = cell.partition("x")
         rounded = round(int(side) / settings.factor) * settings.factor
         batch = ours.batch(photographs(Path("tests/photos"), rounded, int(number), settings))
+        measured.append(f"{rounded}² × {number}")
         forwards.append(partial(time_s, partial(ours.rows, batch), ours.tower.device))
         forwards[-1]()
     calls = [_LONG if forward() > _LONG_S else _SHORT for forward in forwards]
-    print("ready", flush=True)
+    print("ready " + ",".join(measured), flush=True)
     for line in sys.stdin:
         cell = int(line)
         _, *times_s = (forwards[cell]() for _ in range(calls[cell]))
