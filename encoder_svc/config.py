@@ -239,7 +239,7 @@ class Config:
         "none",
         _one_of("none", "fp8"),
         "KIND",
-        "of matrix products: none, or fp8 (e4m3, a scale for each row) on NVIDIA GPUs of capability 8.9 and more",
+        "of matrix products: none, or fp8 (e4m3; faster, less exact), on NVIDIA GPUs of capability 8.9 and more",
     )
     kernel_cache_dir: str | None = _option(
         None,
