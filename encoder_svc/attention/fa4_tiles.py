@@ -24,12 +24,14 @@ _ROWS, _COLUMNS = 128, 128
 # How long a wave of the smaller tiles takes, as a part of one of its own.
 _TIME_OF_A_WAVE: Final = 0.8
 _HOPPER: Final = 9
+_PARAMETERS: Final = frozenset(
+    ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "softmax_scale", "tile_mn", "mma_pv_is_rs")
+)
 
 
 def takes_tiles(function: Callable[..., Any]) -> bool:
     """Whether flash-attn 4's own function can be told its tiles, which its public ones do not offer."""
-    wanted = {"cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "softmax_scale", "tile_mn"}
-    return wanted | {"mma_pv_is_rs"} <= inspect.signature(function).parameters.keys()
+    return inspect.signature(function).parameters.keys() >= _PARAMETERS
 
 
 @cache

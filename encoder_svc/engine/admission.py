@@ -110,15 +110,15 @@ class Admission:
         self, *, images: int = 0, num_bytes: int = 0, patches: int = 0, expected: int = 0, completed: bool = False
     ) -> None:
         """Books a change of what is pending. ``completed``: patches that left were encoded."""
+        if patches:
+            self.meter.pass_time(self._clock(), self.pending_patches)
         self.pending_images += images
         self.pending_bytes += num_bytes
         self.pending_patches += patches
         self.expected_patches += expected
         assert min(self.pending_images, self.pending_bytes, self.pending_patches, self.expected_patches) >= 0
-        if patches > 0:
-            self.meter.pend(patches, self._clock())
-        elif patches < 0:
-            self.meter.leave(-patches, self._clock(), done=completed)
+        if patches < 0:
+            self.meter.leave(-patches, done=completed)
         if self.on_change is not None:
             self.on_change(self.load())
 

@@ -20,7 +20,6 @@ class ThroughputMeter:
         self._patches = 0.0
         self._busy_s = 0.0
         self._pending_s = 0.0
-        self._pending = 0
         self._since_s = 0.0
         self._not_counted = (0.0, 0.0)
 
@@ -38,17 +37,15 @@ class ThroughputMeter:
         """
         return _FORESEEN * self._pending_s / self._busy_s if self._busy_s else 0.0
 
-    def pend(self, num_patches: int, now_s: float) -> None:
-        """So many more are pending from now on; fewer, if it is negative."""
-        elapsed_s = now_s - self._since_s if self._pending else 0.0
+    def pass_time(self, now_s: float, num_pending: int) -> None:
+        """So many patches were pending until now, since it was told last."""
+        elapsed_s = now_s - self._since_s if num_pending else 0.0
         busy_s, pending_s = self._not_counted
-        self._not_counted = (busy_s + elapsed_s, pending_s + elapsed_s * self._pending)
-        self._pending += num_patches
+        self._not_counted = (busy_s + elapsed_s, pending_s + elapsed_s * num_pending)
         self._since_s = now_s
 
-    def leave(self, num_patches: int, now_s: float, *, done: bool) -> None:
-        """So many pending ones have left, encoded if they are ``done``."""
-        self.pend(-num_patches, now_s)
+    def leave(self, num_patches: int, *, done: bool) -> None:
+        """So many pending ones have left by now, encoded if they are ``done``."""
         busy_s, pending_s = self._not_counted
         self._not_counted = (0.0, 0.0)
         decay = 0.5 ** (busy_s / _HALF_LIFE_S)

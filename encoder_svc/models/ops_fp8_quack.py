@@ -75,7 +75,7 @@ class QuackFp8Ops(QuackOps):
         if not isinstance(mlp, _ShrunkWeights):
             super().add_mlp_(hidden_NC, mlp)
             return
-        x = self._scaled_product(
+        x = self._normed_product(
             epilogue_of(mlp), hidden_NC, mlp.norm, mlp.up, {"shrink": mlp.shrink}, torch.float8_e4m3fn
         )
         assert mlp.down.scales is not None
@@ -91,24 +91,14 @@ class QuackFp8Ops(QuackOps):
         x: torch.Tensor,
         norm: NormWeights,
         weights: LinearWeights,
-        operands: dict[str, torch.Tensor],
-    ) -> torch.Tensor:
-        return self._scaled_product(epilogue, x, norm, weights, operands, x.dtype)
-
-    def _scaled_product(
-        self,
-        epilogue: str,
-        x: torch.Tensor,
-        norm: NormWeights,
-        weights: LinearWeights,
         operands: Mapping[str, torch.Tensor | float],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         values, scales = empty_quantised(x)
         self.norm_into(values, scales, x, norm)
         assert weights.scales is not None
         operands = {**operands, "rows": scales.view(1, -1), "columns": weights.scales}
-        return self._product(f"scaled_{epilogue}", values, weights, operands, dtype, _FAST_SUMS)
+        return self._product(f"scaled_{epilogue}", values, weights, operands, dtype or x.dtype, _FAST_SUMS)
 
 
 def largest_output(norm: NormWeights, linear: nn.Linear) -> float:

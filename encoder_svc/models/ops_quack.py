@@ -105,7 +105,7 @@ class QuackOps(TritonOps):
         x: torch.Tensor,
         norm: NormWeights,
         weights: LinearWeights,
-        operands: dict[str, torch.Tensor],
+        operands: Mapping[str, torch.Tensor | float],
     ) -> torch.Tensor:
         """What ``epilogue`` makes of ``norm(x) Wᵀ``, bias included."""
         assert weights.shifts is not None

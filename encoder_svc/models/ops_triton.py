@@ -90,10 +90,7 @@ class TritonOps(Ops):
             has_shift=weights.shift is not None,
             quantise=scales is not None,
             largest=E4M3_MAX,
-            block=power_of_two(width),
-            starts_early=self._starts_early,
-            launch_pdl=self._starts_early,
-            num_warps=2 if width <= 2048 else 8,
+            **self._by_rows(width),
         )
 
     def row_scales(self, x_NC: torch.Tensor, weights: NormWeights) -> torch.Tensor:
@@ -109,12 +106,18 @@ class TritonOps(Ops):
             width=width,
             is_layer_norm=weights.bias is not None,
             has_shift=weights.shift is not None,
-            block=power_of_two(width),
-            starts_early=self._starts_early,
-            launch_pdl=self._starts_early,
-            num_warps=2 if width <= 2048 else 8,
+            **self._by_rows(width),
         )
         return out
+
+    def _by_rows(self, width: int) -> dict[str, int]:
+        """How a kernel that takes a row at a time is launched."""
+        return {
+            "block": power_of_two(width),
+            "starts_early": self._starts_early,
+            "launch_pdl": self._starts_early,
+            "num_warps": 2 if width <= 2048 else 8,
+        }
 
     def rotate_(self, qkv_N3HD: torch.Tensor, rotary: Rotary) -> None:
         assert qkv_N3HD.is_contiguous()

@@ -7,7 +7,7 @@ unpacks them; the other arguments are what its ``ops`` load for that value's row
 
 # The kernels' language has its own semantics and no types.
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from cutlass import cute
 from quack.epilogue import gemm_epilogue, pack, unpack
@@ -20,21 +20,17 @@ _TURN = 6.283185307179586
 
 # The normed product, of rows as they are and weights that have the norm inside, is (acc + shifts) · scale + bias.
 _NORM = {"scale": ColVecLoad("scale"), "shifts": RowVecLoad("shifts"), "bias": RowVecLoad("bias")}
+# One vector of turns, signed: one for rows and one for columns would not leave the epilogue its registers.
+_ROTATION = {
+    "half_sum": ColVecLoad("half_sum"),
+    "half_difference": ColVecLoad("half_difference"),
+    "turns": RowVecLoad("turns"),
+}
 
 
-@gemm_epilogue(
-    ops={
-        **_NORM,
-        "half_sum": ColVecLoad("half_sum"),
-        "half_difference": ColVecLoad("half_difference"),
-        "turns": RowVecLoad("turns"),
-    },
-    mode="acc_pair",
-)
-def rotated(acc, scale, shifts, bias, half_sum, half_difference, turns):
-    """The normed product, each two neighbours rotated by row · turns whole turns, or where these are negative by
-    column · -turns: one vector of columns to load where two would not leave it the registers."""
-    first, second = unpack((acc + shifts) * scale + bias)
+def _rotated(pair, half_sum, half_difference, turns):
+    """Two neighbours rotated by row · turns whole turns or, where these are negative, by column · -turns."""
+    first, second = unpack(pair)
     turn, _ = unpack(turns)
     turns = cute.math.fma(half_difference, turn, half_sum * cute.math.absf(turn))
     # Less than half a turn, where the GPU's own sine and cosine are exact to 2⁻²⁰.
@@ -42,7 +38,13 @@ def rotated(acc, scale, shifts, bias, half_sum, half_difference, turns):
     angle = (turns - nearest) * _TURN
     sin = cute.math.sin(angle, fastmath=True)
     cos = cute.math.cos(angle, fastmath=True)
-    return {"D": pack(first * cos - second * sin, second * cos + first * sin)}
+    return pack(first * cos - second * sin, second * cos + first * sin)
+
+
+@gemm_epilogue(ops=_NORM | _ROTATION, mode="acc_pair")
+def rotated(acc, scale, shifts, bias, half_sum, half_difference, turns):
+    """The normed product, rotated."""
+    return {"D": _rotated((acc + shifts) * scale + bias, half_sum, half_difference, turns)}
 
 
 @gemm_epilogue()
@@ -51,22 +53,31 @@ def added(acc, c):
     return {"D": acc + c}
 
 
-# By the names of Hugging Face configs. sigmoid(x) is ½ tanh(x / 2) + ½, and tanh one instruction.
+# By the names of Hugging Face configs.
+
+
+def _sigmoid_of_twice(x):
+    """½ tanh(x) + ½, where tanh is one instruction."""
+    return 0.5 * cute.math.tanh(x, fastmath=True) + 0.5
+
+
+def _inside_gelu(x):
+    """What GELU's approximation takes tanh of (Hendrycks and Gimpel, 2016)."""
+    return 0.7978845608028654 * (x + 0.044715 * x * x * x)
 
 
 @gemm_epilogue(ops=_NORM)
 def quick_gelu(acc, scale, shifts, bias):
     """x sigmoid(1.702 x) of the normed product, x."""
     x = (acc + shifts) * scale + bias
-    return {"D": x * (0.5 * cute.math.tanh(0.851 * x, fastmath=True) + 0.5)}
+    return {"D": x * _sigmoid_of_twice(0.851 * x)}
 
 
 @gemm_epilogue(ops=_NORM)
 def gelu_pytorch_tanh(acc, scale, shifts, bias):
-    """GELU (Hendrycks and Gimpel, 2016) by its approximation with tanh."""
+    """GELU by its approximation with tanh."""
     x = (acc + shifts) * scale + bias
-    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return {"D": x * (0.5 * cute.math.tanh(inner, fastmath=True) + 0.5)}
+    return {"D": x * _sigmoid_of_twice(_inside_gelu(x))}
 
 
 @gemm_epilogue(ops=_NORM)
@@ -80,58 +91,43 @@ def gelu(acc, scale, shifts, bias):
 def silu(acc, scale, shifts, bias):
     """x sigmoid(x) of the normed product, x."""
     x = (acc + shifts) * scale + bias
-    return {"D": x * (0.5 * cute.math.tanh(0.5 * x, fastmath=True) + 0.5)}
+    return {"D": x * _sigmoid_of_twice(0.5 * x)}
 
 
 @gemm_epilogue(outputs=("gated",), ops=_NORM, mode="acc_pair")
 def silu_gated(acc, scale, shifts, bias):
     """silu(gate) · up of neighbours (gate, up) of the normed product: half as many columns (Shazeer, 2020)."""
     gate, up = unpack((acc + shifts) * scale + bias)
-    return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}
+    return {"gated": gate * _sigmoid_of_twice(0.5 * gate) * up}
 
 
 # The same of products on e4m3: ``rows`` and ``columns`` are the scales of the input's rows and of the weights'.
 _SCALES = {"rows": ColVecLoad("rows"), "columns": RowVecLoad("columns"), "bias": RowVecLoad("bias")}
 
 
-@gemm_epilogue(
-    ops={
-        **_SCALES,
-        "half_sum": ColVecLoad("half_sum"),
-        "half_difference": ColVecLoad("half_difference"),
-        "turns": RowVecLoad("turns"),
-    },
-    mode="acc_pair",
-)
+@gemm_epilogue(ops=_SCALES | _ROTATION, mode="acc_pair")
 def scaled_rotated(acc, rows, columns, bias, half_sum, half_difference, turns):
     """:func:`rotated`."""
-    first, second = unpack(acc * columns * rows + bias)
-    turn, _ = unpack(turns)
-    turns = cute.math.fma(half_difference, turn, half_sum * cute.math.absf(turn))
-    nearest = cute.math.fma(turns, 1.0, _ROUNDING) - _ROUNDING
-    angle = (turns - nearest) * _TURN
-    sin = cute.math.sin(angle, fastmath=True)
-    cos = cute.math.cos(angle, fastmath=True)
-    return {"D": pack(first * cos - second * sin, second * cos + first * sin)}
+    return {"D": _rotated(acc * columns * rows + bias, half_sum, half_difference, turns)}
 
 
 # What the MLP's last product reads, itself on e4m3: ``shrink`` keeps it in e4m3's range.
-_SHRUNK = {**_SCALES, "shrink": Scalar("shrink")}
+_SHRUNK = _SCALES | {"shrink": Scalar("shrink")}
 
 
 @gemm_epilogue(ops=_SHRUNK)
 def scaled_quick_gelu(acc, rows, columns, bias, shrink):
     """:func:`quick_gelu`."""
     x = acc * columns * rows + bias
-    return {"D": x * shrink * (0.5 * cute.math.tanh(0.851 * x, fastmath=True) + 0.5)}
+    return {"D": x * shrink * _sigmoid_of_twice(0.851 * x)}
 
 
 @gemm_epilogue(ops=_SHRUNK)
 def scaled_gelu_pytorch_tanh(acc, rows, columns, bias, shrink):
     """:func:`gelu_pytorch_tanh`."""
     x = acc * columns * rows + bias
-    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return {"D": x * shrink * (0.5 * cute.math.tanh(inner, fastmath=True) + 0.5)}
+    inner = _inside_gelu(x)
+    return {"D": x * shrink * _sigmoid_of_twice(inner)}
 
 
 @gemm_epilogue(ops={"columns": RowVecLoad("columns")})
@@ -144,4 +140,4 @@ def scaled_added(acc, c, columns):
 def scaled_silu_gated(acc, rows, columns, bias):
     """:func:`silu_gated`."""
     gate, up = unpack(acc * columns * rows + bias)
-    return {"gated": gate * (0.5 * cute.math.tanh(0.5 * gate, fastmath=True) + 0.5) * up}
+    return {"gated": gate * _sigmoid_of_twice(0.5 * gate) * up}

@@ -194,44 +194,46 @@ def test_the_rate_is_patches_over_busy_seconds() -> None:
     assert meter.patches_per_s is None
     assert meter.least_s(1000) == 0
     for began_s in (0.0, 1_000.0):
-        meter.pend(30, began_s)
-        meter.leave(30, began_s + 1.0, done=True)
+        meter.pass_time(began_s, 0)
+        meter.pass_time(began_s + 1.0, 30)
+        meter.leave(30, done=True)
     assert meter.patches_per_s == pytest.approx(30)
     assert meter.least_s(60) == pytest.approx(2)
 
 
 def test_no_more_is_foreseen_than_eight_times_what_was_pending() -> None:
     meter = ThroughputMeter()
-    meter.pend(40, 0.0)
-    meter.leave(20, 1.0, done=True)
-    meter.leave(20, 2.0, done=True)
+    for now_s, pending in ((1.0, 40), (2.0, 20)):
+        meter.pass_time(now_s, pending)
+        meter.leave(20, done=True)
     assert meter.patches_per_s == pytest.approx(20, rel=0.1)
     assert meter.least_s(10**9) == pytest.approx(8 * 30 / 20, rel=0.1)
 
 
 def test_what_has_just_come_says_nothing_until_something_leaves() -> None:
     meter = ThroughputMeter()
-    meter.pend(16, 0.0)
-    meter.leave(16, 0.016, done=True)
-    meter.pend(200_000, 1.0)
-    meter.pend(1, 2.0)
+    meter.pass_time(0.016, 16)
+    meter.leave(16, done=True)
+    meter.pass_time(1.0, 0)
+    meter.pass_time(2.0, 200_000)
     assert meter.patches_per_s == pytest.approx(1_000)
     assert meter.least_s(200_000) == pytest.approx(8 * 0.016)
 
 
 def test_what_leaves_without_having_been_encoded_takes_its_time_alone() -> None:
     meter = ThroughputMeter()
-    meter.pend(60, 0.0)
-    meter.leave(30, 1.0, done=True)
-    meter.leave(30, 2.0, done=False)
+    for now_s, pending, done in ((1.0, 60, True), (2.0, 30, False)):
+        meter.pass_time(now_s, pending)
+        meter.leave(30, done=done)
     assert meter.patches_per_s == pytest.approx(15, rel=0.1)
 
 
 def test_the_rate_follows_a_change() -> None:
     meter = ThroughputMeter()
     for second in range(200):
-        meter.pend(100 if second < 100 else 10, float(second))
-        meter.leave(100 if second < 100 else 10, second + 1.0, done=True)
+        patches = 100 if second < 100 else 10
+        meter.pass_time(second + 1.0, patches)
+        meter.leave(patches, done=True)
     assert meter.patches_per_s == pytest.approx(10, rel=0.05)
 
 
@@ -239,10 +241,12 @@ def test_the_rate_follows_a_change() -> None:
 @given(st.lists(st.tuples(st.integers(1, 1000), st.floats(1e-4, 10)), min_size=1))
 def test_the_rate_lies_between_the_slowest_and_the_fastest(steps: list[tuple[int, float]]) -> None:
     meter, now_s = ThroughputMeter(), 0.0
-    meter.pend(sum(patches for patches, _ in steps), now_s)
+    pending = sum(patches for patches, _ in steps)
     for patches, seconds in steps:
         now_s += seconds
-        meter.leave(patches, now_s, done=True)
+        meter.pass_time(now_s, pending)
+        meter.leave(patches, done=True)
+        pending -= patches
     rates = [patches / seconds for patches, seconds in steps]
     assert meter.patches_per_s is not None
     # The newest step counts in full, the time before it decayed: allow for what one step decays by.
