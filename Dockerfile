@@ -43,6 +43,7 @@ LABEL org.opencontainers.image.title="encoder-svc" \
 RUN groupadd --gid 10001 encoder-svc && \
     useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/cache/encoder-svc --shell /usr/sbin/nologin encoder-svc && \
     install --directory --owner=10001 --group=10001 /var/cache/encoder-svc
+# pip compiled every module where it was installed; a server could not write what it compiles.
 ENV ENCODER_HOST=0.0.0.0 \
     ENCODER_METRICS_PORT=9464 \
     ENCODER_KERNEL_CACHE_DIR=/var/cache/encoder-svc/kernels \

@@ -66,6 +66,13 @@ def test_torch_is_the_build_of_each_target() -> None:
         assert "--constraint constraints.txt" in stages()[f"dependencies-{target}"][1]
 
 
+def test_modules_are_compiled_when_the_image_is_built() -> None:
+    """For a server does not write what it compiles, and would compile it at every start."""
+    assert "PYTHONDONTWRITEBYTECODE=1" in stages()["service"][1]
+    assert "--no-compile" not in TEXT
+    assert not any("PYTHONDONTWRITEBYTECODE" in body for name, (_, body) in stages().items() if name != "service")
+
+
 def test_the_server_takes_the_variables_that_the_image_sets() -> None:
     environment = dict(re.findall(r"(ENCODER_\w+)=(\S+)", stages()["service"][1]))
     assert environment.keys() <= {environment_name(option.name) for option in options()}
