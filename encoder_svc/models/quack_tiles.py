@@ -40,14 +40,22 @@ TILES: Final = (
 
 # What a wave takes beside its products, as if its tiles had so many values more.
 _WAVE_OVERHEAD: Final = 64 * 128
+# The largest tile that leaves registers for what an epilogue computes.
+_EASY_TILE: Final = 128 * 160
 
 
-def best_tile(rows: int, outputs: int, num_multiprocessors: int) -> Tile:
-    """The fastest for ``rows`` × ``outputs`` results; of equal ones that of which there are fewest, then the first."""
+def best_tile(rows: int, outputs: int, num_multiprocessors: int, strain: float = 0.0) -> Tile:
+    """The fastest for ``rows`` × ``outputs`` results; of equal ones that of which there are fewest, then the first.
 
-    def cost(tile: Tile) -> tuple[int, int]:
+    Args:
+        strain: by how much, in parts of one, an epilogue slows the largest tiles down.
+    """
+
+    def cost(tile: Tile) -> tuple[float, int]:
+        size = tile.rows * tile.columns
+        values = size * (1 + strain) if size > _EASY_TILE else size
         waves = tile.waves(rows, outputs, num_multiprocessors)
-        return waves * (tile.rows * tile.columns + _WAVE_OVERHEAD), tile.number(rows, outputs)
+        return waves * (values + _WAVE_OVERHEAD), tile.number(rows, outputs)
 
     return min(TILES, key=cost)
 

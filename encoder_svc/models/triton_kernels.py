@@ -66,7 +66,7 @@ def norm(
         if quantise:
             scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / largest
             tl.store(scale_ptr + row, scale)
-            y = y / scale
+            y *= 1 / scale
         tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), inside)
 
 
