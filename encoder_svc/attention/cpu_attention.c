@@ -58,6 +58,61 @@ static void lay_out_keys(const bf16 *keys, int64_t stride, int count, int head_s
     }
 }
 
+// Values as [keys / 2][D, in whole vectors][2], zeros after the last.
+static void lay_out_values(const bf16 *values, int64_t stride, int count, int head_size, bf16 *pairs, int pairs_stride) {
+    for (int key = 0; key < count; key += 2)
+        for (int d = 0; d < head_size; d += LANES) {
+            const __mmask16 lanes = first_lanes(head_size - d);
+            const bf16 *at = values + key * stride + d;
+            const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at));
+            const __mmask16 odd_lanes = key + 1 < count ? lanes : 0;
+            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
+            _mm512_storeu_si512(pairs + (intptr_t)(key / 2) * pairs_stride + 2 * d,
+                                _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        }
+}
+
+// One row's scores to weights 2^(factor · score - greatest), zeros up to whole pairs of vectors, and what that changes
+// of the row's running softmax.
+static void weigh(float *scores, int count, float factor, bf16 *weights, float *greatest, float *total, float *sums,
+                  int sums_count) {
+    const int padded = in_whole(count, 2 * LANES);
+    const __m512 lowest = _mm512_set1_ps(LOWEST);
+    __m512 highest = lowest, other = lowest;
+    for (int i = count / LANES * LANES; i < padded; i += LANES)
+        _mm512_mask_storeu_ps(scores + i, (__mmask16)~first_lanes(count - i), lowest);
+    for (int i = 0; i < padded; i += 2 * LANES) {
+        highest = _mm512_max_ps(highest, _mm512_loadu_ps(scores + i));
+        other = _mm512_max_ps(other, _mm512_loadu_ps(scores + i + LANES));
+    }
+    const float before = *greatest, now = _mm512_reduce_max_ps(_mm512_max_ps(highest, other)) * factor;
+    if (now > before) {
+        const __m512 shrink = exp2_of(_mm512_set1_ps(before - now));
+        for (int i = 0; i < sums_count; i += LANES)
+            _mm512_storeu_ps(sums + i, _mm512_mul_ps(shrink, _mm512_loadu_ps(sums + i)));
+        *total *= _mm512_cvtss_f32(shrink);
+        *greatest = now;
+    }
+    const __m512 factors = _mm512_set1_ps(factor), offset = _mm512_set1_ps(*greatest);
+    __m512 added = _mm512_setzero_ps();
+    for (int i = 0; i < padded; i += LANES) {
+        const __m512 weight = exp2_of(_mm512_fmsub_ps(factors, _mm512_loadu_ps(scores + i), offset));
+        added = _mm512_add_ps(added, weight);
+        _mm256_storeu_si256((__m256i *)(weights + i), (__m256i)_mm512_cvtneps_pbh(weight));
+    }
+    *total += _mm512_reduce_add_ps(added);
+}
+
+// The queries' weighted sums, divided by the total of their weights.
+static void store_chunk(Chunk chunk, const float *sums, int sums_stride, const float *total) {
+    for (int row = 0; row < chunk.num_queries; row++) {
+        const __m512 scale = _mm512_set1_ps(1 / total[row]);
+        for (int d = 0; d < chunk.head_size; d += LANES)
+            store(chunk.out + row * chunk.out_stride + d, first_lanes(chunk.head_size - d),
+                  _mm512_mul_ps(scale, _mm512_loadu_ps(sums + row * sums_stride + d)));
+    }
+}
+
 static void attend_chunk(Chunk c) {
     _Alignas(64) bf16 keys[KEYS * MAX_HEAD_SIZE], values[KEYS * MAX_HEAD_SIZE], queries[CHUNK * MAX_HEAD_SIZE];
     _Alignas(64) bf16 weights[QUERIES * KEYS];
@@ -72,7 +127,7 @@ static void attend_chunk(Chunk c) {
     for (int first_key = 0; first_key < c.num_keys; first_key += KEYS) {
         const int count = least(KEYS, c.num_keys - first_key);
         lay_out_keys(c.k + first_key * c.k_stride, c.k_stride, count, head_size, keys);
-        lay_out_values(c.v + first_key * c.v_stride, c.v_stride, count, count, head_size, values, 2 * width);
+        lay_out_values(c.v + first_key * c.v_stride, c.v_stride, count, head_size, values, 2 * width);
         for (int first = 0; first < c.num_queries; first += QUERIES) {
             const int block = least(QUERIES, c.num_queries - first);
             for (int key = 0; key < count; key += PANEL)

@@ -1,4 +1,4 @@
-// What both kernels of attention share: how the work is divided, and the running softmax.
+// What both kernels of attention share: how the work is divided, and how keys and values are read.
 //
 // torch's libraries hold the OpenMP runtime that the pragmas call, so that its threads are the ones that work here.
 
@@ -23,13 +23,18 @@ INLINE int chunks_of(const int32_t *bounds, int sequence, int size) {
     return (bounds[sequence + 1] - bounds[sequence] + size - 1) / size;
 }
 
+INLINE int all_chunks(const int32_t *bounds, int sequences, int size) {
+    int chunks = 0;
+    for (int i = 0; i < sequences; i++) chunks += chunks_of(bounds, i, size);
+    return chunks;
+}
+
 // Calls attend_chunk for all chunks of up to `size` queries, and each thread begin before and end after. Tensors are
 // [N, H, D], a head's values side by side and heads too; strides are those of patches. bounds [sequences + 1] are the
 // sequences' boundaries. D is even.
 INLINE void over_chunks(Chunk all, const int32_t *bounds, int sequences, int heads, int size, int threads,
                         void (*begin)(void), void (*attend_chunk)(Chunk), void (*end)(void)) {
-    int chunks = 0;
-    for (int i = 0; i < sequences; i++) chunks += chunks_of(bounds, i, size);
+    const int chunks = all_chunks(bounds, sequences, size);
 #pragma omp parallel num_threads(threads)
     {
         int sequence = 0, first_chunk = 0;
@@ -87,58 +92,13 @@ INLINE void load_keys(const bf16 *keys, int64_t stride, int count, int head_size
     transpose(word);
 }
 
-// Values as [padded / 2][D, in whole vectors][2], zeros after the last.
-INLINE void lay_out_values(const bf16 *values, int64_t stride, int count, int padded, int head_size, bf16 *pairs,
-                           int pairs_stride) {
-    for (int key = 0; key < padded; key += 2)
-        for (int d = 0; d < head_size; d += LANES) {
-            const __mmask16 lanes = first_lanes(head_size - d);
-            const bf16 *at = values + key * stride + d;
-            const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(key < count ? lanes : 0, at));
-            const __mmask16 odd_lanes = key + 1 < count ? lanes : 0;
-            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
-            _mm512_storeu_si512(pairs + (intptr_t)(key / 2) * pairs_stride + 2 * d,
-                                _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-        }
-}
-
-// One row's scores to weights 2^(factor · score - greatest), zeros up to whole pairs of vectors, and what that changes
-// of the row's running softmax.
-INLINE void weigh(float *scores, int count, float factor, bf16 *weights, float *greatest, float *total, float *sums,
-                  int sums_count) {
-    const int padded = in_whole(count, 2 * LANES);
-    const __m512 lowest = _mm512_set1_ps(LOWEST);
-    __m512 highest = lowest, other = lowest;
-    for (int i = count / LANES * LANES; i < padded; i += LANES)
-        _mm512_mask_storeu_ps(scores + i, (__mmask16)~first_lanes(count - i), lowest);
-    for (int i = 0; i < padded; i += 2 * LANES) {
-        highest = _mm512_max_ps(highest, _mm512_loadu_ps(scores + i));
-        other = _mm512_max_ps(other, _mm512_loadu_ps(scores + i + LANES));
-    }
-    const float before = *greatest, now = _mm512_reduce_max_ps(_mm512_max_ps(highest, other)) * factor;
-    if (now > before) {
-        const __m512 shrink = exp2_of(_mm512_set1_ps(before - now));
-        for (int i = 0; i < sums_count; i += LANES)
-            _mm512_storeu_ps(sums + i, _mm512_mul_ps(shrink, _mm512_loadu_ps(sums + i)));
-        *total *= _mm512_cvtss_f32(shrink);
-        *greatest = now;
-    }
-    const __m512 factors = _mm512_set1_ps(factor), offset = _mm512_set1_ps(*greatest);
-    __m512 added = _mm512_setzero_ps();
-    for (int i = 0; i < padded; i += LANES) {
-        const __m512 weight = exp2_of(_mm512_fmsub_ps(factors, _mm512_loadu_ps(scores + i), offset));
-        added = _mm512_add_ps(added, weight);
-        _mm256_storeu_si256((__m256i *)(weights + i), (__m256i)_mm512_cvtneps_pbh(weight));
-    }
-    *total += _mm512_reduce_add_ps(added);
-}
-
-// The queries' weighted sums, divided by the total of their weights.
-INLINE void store_chunk(Chunk chunk, const float *sums, int sums_stride, const float *total) {
-    for (int row = 0; row < chunk.num_queries; row++) {
-        const __m512 scale = _mm512_set1_ps(1 / total[row]);
-        for (int d = 0; d < chunk.head_size; d += LANES)
-            store(chunk.out + row * chunk.out_stride + d, first_lanes(chunk.head_size - d),
-                  _mm512_mul_ps(scale, _mm512_loadu_ps(sums + row * sums_stride + d)));
+// 32 keys' values, those of keys 2i and 2i + 1 side by side; zeros for keys after the last.
+INLINE void load_values(const bf16 *values, int64_t stride, int count, __mmask16 lanes, __m512i word[LANES]) {
+    for (int i = 0; i < LANES; i++) {
+        const bf16 *at = values + 2 * i * stride;
+        const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * i < count ? lanes : 0, at));
+        const __mmask16 odd_lanes = 2 * i + 1 < count ? lanes : 0;
+        const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
+        word[i] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
     }
 }

@@ -1,106 +1,288 @@
-// Attention for CPUs with AMX: products in tiles, the softmax between them in AVX-512.
+// Attention for CPUs with AMX: products in tiles, the softmax beside them in AVX-512.
+//
+// All is transposed, scores [keys, queries] and sums [D, queries]: a vector holds 16 queries, nothing is added up across
+// its lanes, and the sums of 16 queries stay in tiles 0 to 4 while all keys pass by. While 32 keys' scores become
+// weights, the next 32 keys' scores are made, and the weights of the last 32 taken to their values.
+//
+// A query's weights are powers of two of what its scores are above the highest of the first 32 keys, not of all, so that
+// nothing is weighed anew: later ones may be as large as floats are. Where they grew too large, the chunk is done once
+// more, with the highest score of all for such queries.
 
 #include "cpu_attention.h"
 #include "cpu_tiles.h"
 
 enum {
     STEP = 2 * TILE_PAIRS,               // values of a query that one product of tiles takes
-    QUERIES = 2 * TILE_ROWS,             // two tiles by two are multiplied together
-    KEYS = 256,                          // keys between two updates of the running softmax
-    CHUNK = 512,                         // queries for which keys are laid out once; their sums lie in the second cache
+    KEYS = 2 * TILE_ROWS,                // whose scores become weights together
+    MAX_SUMS = 5,                        // tiles that stay, of 16 values of a head
+    MAX_WIDTH = MAX_SUMS * TILE_ROWS,
+    MAX_STEPS = (MAX_WIDTH + STEP - 1) / STEP,
+    TILE_FLOATS = TILE_ROWS * LANES,
+    KEPT_KEYS = 1024,                    // laid out at a time: they lie in the second cache
+    CHUNK = 1024,                        // queries for which keys are laid out once
+    LEAST_CHUNK = 256,
 };
 
-// sums[32][32] (+)= left[32][steps · 32] · right, whose tiles of 16 columns are `next` values apart and whose steps
-// `step`; only the first 16 columns where it is not wide.
-INLINE void multiply(int wide, int add, int steps, const bf16 *left, int left_stride, const bf16 *right,
-                     int step, int next, int right_stride, float *sums, int sums_stride) {
-    const int left_bytes = 2 * left_stride, right_bytes = 2 * right_stride, sums_bytes = 4 * sums_stride;
-    float *lower = sums + TILE_ROWS * sums_stride;
-    if (add) {
-        LOAD_TILE(0, sums, sums_bytes);
-        LOAD_TILE(1, lower, sums_bytes);
-        if (wide) LOAD_TILE(2, sums + LANES, sums_bytes);
-        if (wide) LOAD_TILE(3, lower + LANES, sums_bytes);
-    } else {
-        ZERO_TILE(0);
-        ZERO_TILE(1);
-        if (wide) ZERO_TILE(2);
-        if (wide) ZERO_TILE(3);
-    }
-    for (int s = 0; s < steps; s++) {
-        LOAD_TILE(6, right + s * step, right_bytes);
-        LOAD_TILE(4, left + s * STEP, left_bytes);
-        MULTIPLY_TILES(0, 4, 6);
-        LOAD_TILE(5, left + TILE_ROWS * left_stride + s * STEP, left_bytes);
-        MULTIPLY_TILES(1, 5, 6);
-        if (!wide) continue;
-        LOAD_TILE(7, right + s * step + next, right_bytes);
-        MULTIPLY_TILES(2, 4, 7);
-        MULTIPLY_TILES(3, 5, 7);
-    }
-    STORE_TILE(0, sums, sums_bytes);
-    STORE_TILE(1, lower, sums_bytes);
-    if (wide) STORE_TILE(2, sums + LANES, sums_bytes);
-    if (wide) STORE_TILE(3, lower + LANES, sums_bytes);
-}
+#define MOST 1e30f  // of a total of weights
 
-// Keys as tiles [keys / 16][steps][16 pairs][16 keys][2], zeros after the last key and after a head's last value.
-static void lay_out_keys(const bf16 *keys, int64_t stride, int count, int padded, int head_size, bf16 *tiles_of_keys) {
-    for (int key = 0; key < padded; key += LANES)
-        for (int pair = 0; pair < in_whole(head_size, STEP) / 2; pair += TILE_PAIRS) {
+// What a thread works in. Zeros after a head's last value, the last key and the last query.
+typedef struct {
+    _Alignas(64) bf16 queries[CHUNK * MAX_STEPS * STEP];   // [queries / 16][steps][16 pairs][16 queries][2]
+    bf16 keys[KEPT_KEYS * MAX_STEPS * STEP];               // [keys / 16][steps][16 keys][32]
+    bf16 values[KEPT_KEYS * MAX_WIDTH];                    // [keys / 32][D / 16][16 values][32 keys]
+    float sums[CHUNK * MAX_WIDTH];                         // [queries / 16][D / 16][16 values][16 queries]
+    float scores[2][KEYS * LANES];                         // [32 keys][16 queries]
+    bf16 weights[2][KEYS * LANES];                         // [32 keys / 2][16 queries][2]
+    float offsets[CHUNK], totals[CHUNK];
+} Room;
+
+// 16 queries and 32 of the kept keys.
+typedef struct { int query, key; } Item;
+
+static void lay_out_queries(Chunk c, int steps, bf16 *to) {
+    for (int query = 0; query < c.num_queries; query += LANES)
+        for (int step = 0; step < steps; step++) {
             __m512i word[LANES];
-            load_keys(keys + key * stride, stride, count - key, head_size, pair, word);
-            for (int i = 0; i < TILE_PAIRS; i++, tiles_of_keys += 2 * LANES) _mm512_storeu_si512(tiles_of_keys, word[i]);
+            load_keys(c.q + query * c.q_stride, c.q_stride, c.num_queries - query, c.head_size, step * TILE_PAIRS, word);
+            for (int i = 0; i < TILE_PAIRS; i++, to += 2 * LANES) _mm512_store_si512(to, word[i]);
         }
 }
 
-// Queries in whole steps and whole blocks, zeros after a head's last value and after the last query.
-static void lay_out_queries(Chunk c, int depth, bf16 *queries) {
-    for (int row = 0; row < in_whole(c.num_queries, QUERIES); row++)
-        for (int d = 0; d < depth; d += STEP) {
-            const int left = row < c.num_queries ? c.head_size - d : 0;
+static void lay_out_keys(Chunk c, int first_key, int steps, bf16 *to) {
+    const int count = least(KEPT_KEYS, c.num_keys - first_key);
+    for (int key = 0; key < in_whole(count, KEYS); key++)
+        for (int step = 0; step < steps; step++) {
+            const int left = key < count ? c.head_size - step * STEP : 0;
             const __mmask32 lanes = left >= STEP ? 0xFFFFFFFFu : left <= 0 ? 0 : (1u << left) - 1;
-            _mm512_storeu_si512(queries + row * depth + d, _mm512_maskz_loadu_epi16(lanes, c.q + row * c.q_stride + d));
+            _mm512_store_si512(to + (key / TILE_ROWS * steps + step) * TILE_VALUES + key % TILE_ROWS * STEP,
+                               _mm512_maskz_loadu_epi16(lanes, c.k + (first_key + key) * c.k_stride + step * STEP));
         }
+}
+
+static void lay_out_kept_values(Chunk c, int first_key, bf16 *to) {
+    const int count = least(KEPT_KEYS, c.num_keys - first_key);
+    for (int key = 0; key < count; key += KEYS)
+        for (int d = 0; d < c.head_size; d += TILE_ROWS) {
+            __m512i word[LANES];
+            load_values(c.v + (first_key + key) * c.v_stride + d, c.v_stride, count - key, first_lanes(c.head_size - d),
+                        word);
+            transpose(word);
+            for (int i = 0; i < TILE_ROWS; i++, to += STEP) _mm512_store_si512(to, word[i]);
+        }
+}
+
+// Two vectors as bfloat16 side by side, lane by lane.
+INLINE __m512i pairs_of(__m512 even, __m512 odd) {
+    const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(0xFFFF0000);
+    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
+    const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(odd), half);
+    return _mm512_ternarylogic_epi32(high, sum, low, 0xEA);  // (high & sum) | low
+}
+
+// What scores of 16 queries become weights by. The total is of the rounded ones.
+typedef struct {
+    __m512 factor, offset, total;
+} Softmax;
+
+INLINE void weigh(int pair, const float *scores, bf16 *weights, Softmax *s) {
+    const float *at = scores + 2 * pair * LANES;
+    const __m512 even = exp2_of(_mm512_fmsub_ps(s->factor, _mm512_load_ps(at), s->offset));
+    const __m512 odd = exp2_of(_mm512_fmsub_ps(s->factor, _mm512_load_ps(at + LANES), s->offset));
+    const __m512i both = pairs_of(even, odd);
+    s->total = _mm512_dpbf16_ps(s->total, (__m512bh)both, (__m512bh)_mm512_set1_epi32(0x3F803F80));
+    _mm512_store_si512(weights + 2 * pair * LANES, both);
+}
+
+#define MULTIPLY_KEYS(STEP_OF_THEM)                           \
+    LOAD_TILE(6, keys + (STEP_OF_THEM) * TILE_VALUES, 64);    \
+    LOAD_TILE(7, queries + (STEP_OF_THEM) * TILE_VALUES, 64); \
+    MULTIPLY_TILES(5, 6, 7)
+
+#define MULTIPLY_VALUES(T)                          \
+    if (T < sums) {                                 \
+        LOAD_TILE(6, values + T * TILE_VALUES, 64); \
+        MULTIPLY_TILES(T, 6, 7);                    \
+    }
+
+INLINE void multiply_keys(int steps, const bf16 *keys, const bf16 *queries, float *scores) {
+    for (int half = 0; half < 2; half++, keys += steps * TILE_VALUES, scores += TILE_FLOATS) {
+        ZERO_TILE(5);
+        for (int step = 0; step < steps; step++) { MULTIPLY_KEYS(step); }
+        STORE_TILE(5, scores, 64);
+    }
+}
+
+INLINE void multiply_values(int sums, const bf16 *values, const bf16 *weights) {
+    LOAD_TILE(7, weights, 64);
+    MULTIPLY_VALUES(0) MULTIPLY_VALUES(1) MULTIPLY_VALUES(2) MULTIPLY_VALUES(3) MULTIPLY_VALUES(4)
+}
+
+// All three, in small portions: a core looks a few hundred instructions ahead for something to do beside a product.
+INLINE void do_beside(int steps, const bf16 *keys, const bf16 *queries, float *next_scores,
+                      const float *scores, bf16 *weights, Softmax *s,
+                      int sums, const bf16 *values, const bf16 *last_weights) {
+#define WEIGH(PAIR) weigh(PAIR, scores, weights, s);
+    ZERO_TILE(5);
+    MULTIPLY_KEYS(0);
+    WEIGH(0) WEIGH(1)
+    if (steps > 1) { MULTIPLY_KEYS(1); }
+    WEIGH(2)
+    if (steps > 2) { MULTIPLY_KEYS(2); }
+    WEIGH(3) WEIGH(4)
+    STORE_TILE(5, next_scores, 64);
+    keys += steps * TILE_VALUES;
+    ZERO_TILE(5);
+    MULTIPLY_KEYS(0);
+    WEIGH(5)
+    if (steps > 1) { MULTIPLY_KEYS(1); }
+    WEIGH(6) WEIGH(7)
+    if (steps > 2) { MULTIPLY_KEYS(2); }
+    WEIGH(8)
+    STORE_TILE(5, next_scores + TILE_FLOATS, 64);
+    LOAD_TILE(7, last_weights, 64);
+    MULTIPLY_VALUES(0)
+    WEIGH(9) WEIGH(10)
+    MULTIPLY_VALUES(1)
+    WEIGH(11)
+    MULTIPLY_VALUES(2)
+    WEIGH(12) WEIGH(13)
+    MULTIPLY_VALUES(3)
+    WEIGH(14)
+    MULTIPLY_VALUES(4)
+    WEIGH(15)
+#undef WEIGH
+}
+
+#define FOR_ALL_SUMS(DO) DO(0) DO(1) DO(2) DO(3) DO(4)
+
+INLINE void begin_sums(int sums, const float *from) {
+#define BEGIN(T) if (T < sums && from) LOAD_TILE(T, from + T * TILE_FLOATS, 64); else ZERO_TILE(T);
+    FOR_ALL_SUMS(BEGIN)
+#undef BEGIN
+}
+
+INLINE void end_sums(int sums, float *to) {
+#define END(T) if (T < sums) STORE_TILE(T, to + T * TILE_FLOATS, 64);
+    FOR_ALL_SUMS(END)
+#undef END
+}
+
+INLINE void raise_offsets(const float *scores, int count, __m512 factor, float *offsets) {
+    __m512 highest = _mm512_set1_ps(LOWEST);
+    for (int key = 0; key < count; key++) highest = _mm512_max_ps(highest, _mm512_load_ps(scores + key * LANES));
+    _mm512_store_ps(offsets, _mm512_max_ps(_mm512_load_ps(offsets), _mm512_mul_ps(highest, factor)));
+}
+
+static int are_within(const float *totals, int count) {
+    int within = 1;
+    for (int i = 0; i < count; i++) within &= totals[i] < MOST;
+    return within;
+}
+
+// Raises offsets to the highest scores of the kept keys where totals are too large.
+static void find_offsets(Chunk c, Room *r, int steps, int count) {
+    for (int query = 0; query < c.num_queries; query += LANES) {
+        if (are_within(r->totals + query, least(LANES, c.num_queries - query))) continue;
+        for (int key = 0; key < count; key += KEYS) {
+            multiply_keys(steps, r->keys + key * steps * STEP, r->queries + query * steps * STEP, r->scores[0]);
+            raise_offsets(r->scores[0], least(KEYS, count - key), _mm512_set1_ps(c.factor), r->offsets + query);
+        }
+    }
+}
+
+// 16 queries' weighted sums, divided by the total of their weights.
+static void store_queries(Chunk c, int query, const float *sums, const float *total) {
+    const __m512 scale = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(total));
+    for (int d = 0; d < c.head_size; d += STEP) {
+        __m512i word[LANES];
+        for (int pair = 0; pair < TILE_PAIRS; pair++) {
+            const float *at = sums + (d + 2 * pair) * LANES;
+            word[pair] = d + 2 * pair < c.head_size ? pairs_of(_mm512_mul_ps(scale, _mm512_load_ps(at)),
+                                                               _mm512_mul_ps(scale, _mm512_load_ps(at + LANES)))
+                                                    : _mm512_setzero_si512();
+        }
+        transpose(word);
+        const __mmask16 lanes = first_lanes((c.head_size - d) / 2);
+        for (int i = 0; i < least(LANES, c.num_queries - query); i++)
+            _mm512_mask_storeu_epi32(c.out + (query + i) * c.out_stride + d, lanes, word[i]);
+    }
+}
+
+INLINE Item after(Item item, int count) {
+    return item.key + KEYS < count ? (Item){item.query, item.key + KEYS} : (Item){item.query + LANES, 0};
+}
+
+// Takes all queries to the kept keys, which begin with `first_key`.
+static void attend_to_kept(Chunk c, Room *r, int first_key, int offsets_known) {
+    const int count = least(KEPT_KEYS, c.num_keys - first_key), is_last = first_key + count == c.num_keys;
+    const int steps = (c.head_size + STEP - 1) / STEP, sums = (c.head_size + TILE_ROWS - 1) / TILE_ROWS;
+    const int width = sums * TILE_ROWS;
+    Softmax s = {.factor = _mm512_set1_ps(c.factor)};
+    Item next = {0, 0}, item = {-1, 0}, last = {-1, 0};  // whose scores are made, become weights, are taken to values
+    for (int i = 0; next.query < c.num_queries || item.query < c.num_queries || last.query < c.num_queries; i++) {
+        const int has_next = next.query < c.num_queries, has_last = last.query >= 0;
+        const int has_item = item.query >= 0 && item.query < c.num_queries;
+        float *next_scores = r->scores[i & 1], *scores = r->scores[~i & 1];
+        bf16 *weights = r->weights[i & 1], *last_weights = r->weights[~i & 1];
+        const bf16 *keys = r->keys + next.key * steps * STEP, *queries = r->queries + next.query * steps * STEP;
+        const bf16 *values = r->values + last.key * width;
+        if (has_item) {
+            for (int key = count - item.key; key < KEYS; key++)
+                _mm512_store_ps(scores + key * LANES, _mm512_set1_ps(LOWEST));
+            if (!item.key) {
+                if (!first_key && !offsets_known) raise_offsets(scores, KEYS, s.factor, r->offsets + item.query);
+                s.offset = _mm512_load_ps(r->offsets + item.query);
+                s.total = _mm512_load_ps(r->totals + item.query);
+            }
+        }
+        if (has_last && !last.key) begin_sums(sums, first_key ? r->sums + last.query * width : 0);
+        if (has_next && has_item && has_last)
+            do_beside(steps, keys, queries, next_scores, scores, weights, &s, sums, values, last_weights);
+        else {
+            if (has_next) multiply_keys(steps, keys, queries, next_scores);
+            if (has_last) multiply_values(sums, values, last_weights);
+            for (int pair = 0; has_item && pair < KEYS / 2; pair++) weigh(pair, scores, weights, &s);
+        }
+        if (has_item && item.key + KEYS >= count) _mm512_store_ps(r->totals + item.query, s.total);
+        if (has_last && last.key + KEYS >= count) {
+            float *ended = is_last ? r->sums : r->sums + last.query * width;
+            end_sums(sums, ended);
+            if (is_last) store_queries(c, last.query, ended, r->totals + last.query);
+        }
+        last = item;
+        item = next;
+        if (has_next) next = after(next, count);
+    }
 }
 
 static void attend_chunk(Chunk c) {
-    _Alignas(64) bf16 keys[KEYS * MAX_HEAD_SIZE], values[KEYS * MAX_HEAD_SIZE], queries[CHUNK * MAX_HEAD_SIZE];
-    _Alignas(64) bf16 weights[QUERIES * KEYS];
-    _Alignas(64) float scores[QUERIES * KEYS], sums[CHUNK * MAX_HEAD_SIZE];
-    float greatest[CHUNK], total[CHUNK];
-    const int width = in_whole(c.head_size, LANES), depth = in_whole(c.head_size, STEP);
-    lay_out_queries(c, depth, queries);
-    for (int row = 0; row < c.num_queries; row++) {
-        greatest[row] = LOWEST;
-        total[row] = 0;
-    }
-    if (c.num_queries % QUERIES) memset(weights, 0, sizeof weights);  // rows after the last query are multiplied too
-    for (int first_key = 0; first_key < c.num_keys; first_key += KEYS) {
-        const int count = least(KEYS, c.num_keys - first_key), padded = in_whole(count, STEP);
-        lay_out_keys(c.k + first_key * c.k_stride, c.k_stride, count, padded, c.head_size, keys);
-        lay_out_values(c.v + first_key * c.v_stride, c.v_stride, count, padded, c.head_size, values, 2 * width);
-        for (int first = 0; first < c.num_queries; first += QUERIES) {
-            for (int key = 0; key < padded; key += 2 * LANES)
-                multiply(1, 0, depth / STEP, queries + first * depth, depth, keys + key * depth, TILE_VALUES,
-                         LANES * depth, 2 * TILE_PAIRS, scores + key, KEYS);
-            for (int row = 0; row < least(QUERIES, c.num_queries - first); row++)
-                weigh(scores + row * KEYS, count, c.factor, weights + row * KEYS, greatest + first + row,
-                      total + first + row, sums + (first + row) * width, first_key ? width : 0);
-            for (int d = 0; d < width; d += 2 * LANES)
-                multiply(d + LANES < width, first_key > 0, padded / STEP, weights, KEYS, values + 2 * d,
-                         2 * width * TILE_PAIRS, 2 * LANES, 2 * width, sums + first * width + d, width);
+    Room r;
+    const int steps = (c.head_size + STEP - 1) / STEP;
+    lay_out_queries(c, steps, r.queries);
+    for (int i = 0; i < CHUNK; i++) r.offsets[i] = LOWEST;
+    for (int once_more = 0; once_more < 2; once_more++) {
+        for (int key = 0; once_more && key < c.num_keys; key += KEPT_KEYS) {
+            lay_out_keys(c, key, steps, r.keys);
+            find_offsets(c, &r, steps, least(KEPT_KEYS, c.num_keys - key));
         }
+        memset(r.totals, 0, sizeof r.totals);
+        for (int key = 0; key < c.num_keys; key += KEPT_KEYS) {
+            lay_out_keys(c, key, steps, r.keys);
+            lay_out_kept_values(c, key, r.values);
+            attend_to_kept(c, &r, key, once_more);
+        }
+        if (are_within(r.totals, c.num_queries)) return;
     }
-    store_chunk(c, sums, width, total);
 }
 
-// Bidirectional attention within each sequence; see over_chunks.
+// Bidirectional attention within each sequence; see over_chunks. D is at most MAX_WIDTH.
 void attend_amx(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, int64_t q_stride, int64_t k_stride,
                 int64_t v_stride, int64_t out_stride, const int32_t *bounds, int sequences, int heads, int head_size,
                 float scale, int threads) {
     const Chunk all = {.q = q, .k = k, .v = v, .out = out, .q_stride = q_stride, .k_stride = k_stride,
                        .v_stride = v_stride, .out_stride = out_stride, .head_size = head_size,
                        .factor = scale * LOG2_E};
-    over_chunks(all, bounds, sequences, heads, CHUNK, threads, begin_tiles, attend_chunk, end_tiles);
+    int size = CHUNK;
+    while (size > LEAST_CHUNK && all_chunks(bounds, sequences, size) * heads < 2 * threads) size /= 2;
+    over_chunks(all, bounds, sequences, heads, size, threads, begin_tiles, attend_chunk, end_tiles);
 }

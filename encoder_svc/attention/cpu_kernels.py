@@ -23,6 +23,8 @@ from encoder_svc.attention.cpu_compiler import load_compiled
 logger = logging.getLogger(__name__)
 
 _MAX_HEAD_SIZE: Final = 128
+# Of what stays in AMX's tiles; larger heads are attended to without them.
+_MAX_HEAD_SIZE_IN_TILES: Final = 80
 
 _POINTER, _STRIDE, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _FLOAT, _INT)
@@ -33,8 +35,8 @@ _OPERATIONS: Final = {
     "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT, _INT),
 }
 _ATTENTION: Final = {
-    "avx512_bf16": ("attention/cpu_attention.c", "attend"),
-    "amx_bf16": ("attention/cpu_attention_amx.c", "attend_amx"),
+    "avx512_bf16": {"attend": "attention/cpu_attention.c"},
+    "amx_bf16": {"attend": "attention/cpu_attention.c", "attend_amx": "attention/cpu_attention_amx.c"},
 }
 
 
@@ -51,9 +53,9 @@ class CpuKernels:
 
     def __init__(self, form: str, *definitions: str) -> None:
         self.form = form
-        source, self._attend = _ATTENTION[form]
-        self._library = load_compiled(("attention/cpu_operations.c", source), *definitions)
-        for name, arguments in (_OPERATIONS | {self._attend: _ATTEND}).items():
+        attention = _ATTENTION[form]
+        self._library = load_compiled(("attention/cpu_operations.c", *attention.values()), *definitions)
+        for name, arguments in (_OPERATIONS | dict.fromkeys(attention, _ATTEND)).items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, None
 
@@ -70,8 +72,9 @@ class CpuKernels:
         inputs = [x if x.stride()[1:] == (head_size, 1) else x.contiguous() for x in (q_NHD, k_NHD, v_NHD)]
         out_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         tensors = (*inputs, out_NHD)
+        in_tiles = self.form == "amx_bf16" and head_size <= _MAX_HEAD_SIZE_IN_TILES
         self._run(
-            self._attend,
+            "attend_amx" if in_tiles else "attend",
             *(x.data_ptr() for x in tensors),
             *(x.stride(0) for x in tensors),
             cu_seqlens.data_ptr(),

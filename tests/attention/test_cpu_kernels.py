@@ -108,6 +108,30 @@ def test_scores_that_float32_cannot_raise_e_to_do_no_harm(kernels: CpuKernels) -
     assert error(out_NHD, exact_attention(qkv_N3HD, (90,))) < TOLERANCE
 
 
+@pytest.mark.parametrize("rise", [100, 10_000])
+@pytest.mark.parametrize("length", [90, 1100])
+def test_scores_far_above_those_of_the_first_keys_do_no_harm(kernels: CpuKernels, length: int, rise: int) -> None:
+    """Powers of two of what they are above the first ones would be up to 2^(rise · 1.44)."""
+    qkv_N3HD = random(length, 3, 2, 64)
+    qkv_N3HD[:, :2, :, 0] = 1
+    qkv_N3HD[length // 2 :, 1, 0, 0] = rise * 8
+    out_NHD = kernels.attend(*qkv_N3HD.unbind(1), PackedSequences.of((length,)).cu_seqlens, 64**-0.5)
+    assert error(out_NHD, exact_attention(qkv_N3HD, (length,))) < TOLERANCE
+
+
+def test_queries_whose_scores_rise_far_change_no_others(kernels: CpuKernels) -> None:
+    qkv_N3HD = random(1100, 3, 2, 64)
+    qkv_N3HD[550:, 1, :, 0] = 2_000
+    qkv_N3HD[:, 0, :, 0] = 0
+    boundaries = PackedSequences.of((1100,)).cu_seqlens
+    alone_NHD = kernels.attend(*qkv_N3HD.unbind(1), boundaries, 64**-0.5)
+    qkv_N3HD[700:716, 0, :, 0] = 1
+    among_others_NHD = kernels.attend(*qkv_N3HD.unbind(1), boundaries, 64**-0.5)
+    assert not torch.equal(among_others_NHD[704:720], alone_NHD[704:720])
+    assert torch.equal(among_others_NHD[:688], alone_NHD[:688])
+    assert torch.equal(among_others_NHD[720:], alone_NHD[720:])
+
+
 @pytest.mark.parametrize("head_size", [8, 36, 72, 80, 128])
 def test_rotary_embeddings_turn_queries_and_keys_and_leave_values(operations: CpuKernels, head_size: int) -> None:
     qkv_N3HD = random(130, 3, 4, head_size)
