@@ -3,6 +3,7 @@
 #include "cpu_attention.h"
 
 enum {
+    MAX_HEAD_SIZE = 128,
     ROWS = 5, VECTORS = 5,               // of a product that stays in registers: 25 sums, 5 weights, 1 factor
     PANEL = VECTORS * LANES,             // keys that are multiplied together
     KEYS = 4 * PANEL,                    // keys between two updates of the running softmax

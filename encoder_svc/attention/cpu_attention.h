@@ -8,8 +8,6 @@
 
 #define LOWEST -1e30f  // a score that weighs nothing; not infinite, for infinity less infinity is no number
 
-enum { MAX_HEAD_SIZE = 128 };
-
 // Queries of one head and all keys of their sequence.
 typedef struct {
     const bf16 *q, *k, *v;

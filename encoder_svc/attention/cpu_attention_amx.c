@@ -19,8 +19,9 @@ enum {
     MAX_STEPS = (MAX_WIDTH + STEP - 1) / STEP,
     TILE_FLOATS = TILE_ROWS * LANES,
     KEPT_KEYS = 1024,                    // laid out at a time: they lie in the second cache
-    CHUNK = 1024,                        // queries for which keys are laid out once
-    LEAST_CHUNK = 256,
+    CHUNK = 1024,                        // most queries for which keys are laid out once
+    LEAST_CHUNK = 256,                   // fewest, where there are more threads than work
+    LAYING_OUT = 128,                    // what that takes, in queries
 };
 
 #define MOST 1e30f  // of a total of weights
@@ -275,6 +276,21 @@ static void attend_chunk(Chunk c) {
     }
 }
 
+// Queries of a chunk, so that threads have equally much to do.
+static int chunk_size(const int32_t *bounds, int sequences, int heads, int threads) {
+    int longest = 1, best = CHUNK;
+    for (int i = 0; i < sequences; i++) longest = longest > bounds[i + 1] - bounds[i] ? longest : bounds[i + 1] - bounds[i];
+    int64_t lowest = INT64_MAX;
+    for (int parts = (longest + CHUNK - 1) / CHUNK; parts <= (longest + LEAST_CHUNK - 1) / LEAST_CHUNK; parts++) {
+        const int size = in_whole((longest + parts - 1) / parts, LANES);
+        const int64_t rounds = ((int64_t)all_chunks(bounds, sequences, size) * heads + threads - 1) / threads;
+        if (rounds * (size + LAYING_OUT) >= lowest) continue;
+        lowest = rounds * (size + LAYING_OUT);
+        best = size;
+    }
+    return best;
+}
+
 // Bidirectional attention within each sequence; see over_chunks. D is at most MAX_WIDTH.
 void attend_amx(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, int64_t q_stride, int64_t k_stride,
                 int64_t v_stride, int64_t out_stride, const int32_t *bounds, int sequences, int heads, int head_size,
@@ -282,7 +298,6 @@ void attend_amx(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, int64_t 
     const Chunk all = {.q = q, .k = k, .v = v, .out = out, .q_stride = q_stride, .k_stride = k_stride,
                        .v_stride = v_stride, .out_stride = out_stride, .head_size = head_size,
                        .factor = scale * LOG2_E};
-    int size = CHUNK;
-    while (size > LEAST_CHUNK && all_chunks(bounds, sequences, size) * heads < 2 * threads) size /= 2;
-    over_chunks(all, bounds, sequences, heads, size, threads, begin_tiles, attend_chunk, end_tiles);
+    over_chunks(all, bounds, sequences, heads, chunk_size(bounds, sequences, heads, threads), threads, begin_tiles,
+                attend_chunk, end_tiles);
 }

@@ -22,9 +22,6 @@ from encoder_svc.attention.cpu_compiler import load_compiled
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEAD_SIZE: Final = 128
-# Of what stays in AMX's tiles; larger heads are attended to without them.
-_MAX_HEAD_SIZE_IN_TILES: Final = 80
 
 _POINTER, _STRIDE, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _FLOAT, _INT)
@@ -34,9 +31,10 @@ _OPERATIONS: Final = {
     "rms_norm": (*[_POINTER] * 3, _FLOAT, _COUNT, _INT, _INT, _INT),
     "layer_norm": (*[_POINTER] * 4, _FLOAT, _COUNT, _INT, _INT, _INT),
 }
+# Source, function and the largest head: with AMX a query's sums fill five of eight tiles.
 _ATTENTION: Final = {
-    "avx512_bf16": {"attend": "attention/cpu_attention.c"},
-    "amx_bf16": {"attend": "attention/cpu_attention.c", "attend_amx": "attention/cpu_attention_amx.c"},
+    "avx512_bf16": ("attention/cpu_attention.c", "attend", 128),
+    "amx_bf16": ("attention/cpu_attention_amx.c", "attend_amx", 80),
 }
 
 
@@ -53,16 +51,15 @@ class CpuKernels:
 
     def __init__(self, form: str, *definitions: str) -> None:
         self.form = form
-        attention = _ATTENTION[form]
-        self._library = load_compiled(("attention/cpu_operations.c", *attention.values()), *definitions)
-        for name, arguments in (_OPERATIONS | dict.fromkeys(attention, _ATTEND)).items():
+        source, self._attend, self._max_head_size = _ATTENTION[form]
+        self._library = load_compiled(("attention/cpu_operations.c", source), *definitions)
+        for name, arguments in (_OPERATIONS | {self._attend: _ATTEND}).items():
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, None
 
-    @staticmethod
-    def takes(head_size: int) -> bool:
-        """Whether :meth:`attend` and :meth:`rotate_` take heads of this size."""
-        return head_size % 2 == 0 and head_size <= _MAX_HEAD_SIZE
+    def takes(self, head_size: int) -> bool:
+        """Whether :meth:`attend` takes heads of this size."""
+        return head_size % 2 == 0 and head_size <= self._max_head_size
 
     def attend(
         self, q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor, cu_seqlens: torch.Tensor, scale: float
@@ -72,9 +69,8 @@ class CpuKernels:
         inputs = [x if x.stride()[1:] == (head_size, 1) else x.contiguous() for x in (q_NHD, k_NHD, v_NHD)]
         out_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         tensors = (*inputs, out_NHD)
-        in_tiles = self.form == "amx_bf16" and head_size <= _MAX_HEAD_SIZE_IN_TILES
         self._run(
-            "attend_amx" if in_tiles else "attend",
+            self._attend,
             *(x.data_ptr() for x in tensors),
             *(x.stride(0) for x in tensors),
             cu_seqlens.data_ptr(),
