@@ -52,7 +52,7 @@ static void lay_out_keys(const bf16 *keys, int64_t stride, int count, int head_s
         bf16 *panel = panels + (key / PANEL) * PANEL * head_size + key % PANEL * 2;
         for (int pair = 0; pair < head_size / 2; pair += LANES) {
             __m512i word[LANES];
-            load_keys(keys + key * stride, stride, count - key, head_size, pair, word);
+            load_pairs(keys + key * stride, stride, count - key, head_size, pair, word);
             for (int i = 0; i < least(LANES, head_size / 2 - pair); i++)
                 _mm512_storeu_si512(panel + (pair + i) * 2 * PANEL, word[i]);
         }
@@ -62,15 +62,9 @@ static void lay_out_keys(const bf16 *keys, int64_t stride, int count, int head_s
 // Values as [keys / 2][D, in whole vectors][2], zeros after the last.
 static void lay_out_values(const bf16 *values, int64_t stride, int count, int head_size, bf16 *pairs, int pairs_stride) {
     for (int key = 0; key < count; key += 2)
-        for (int d = 0; d < head_size; d += LANES) {
-            const __mmask16 lanes = first_lanes(head_size - d);
-            const bf16 *at = values + key * stride + d;
-            const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, at));
-            const __mmask16 odd_lanes = key + 1 < count ? lanes : 0;
-            const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
+        for (int d = 0; d < head_size; d += LANES)
             _mm512_storeu_si512(pairs + (intptr_t)(key / 2) * pairs_stride + 2 * d,
-                                _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-        }
+                                two_rows(values + key * stride + d, stride, count - key, first_lanes(head_size - d)));
 }
 
 // One row's scores to weights 2^(factor · score - greatest), zeros up to whole pairs of vectors, and what that changes

@@ -1,4 +1,4 @@
-// What both kernels of attention share: how the work is divided, and how keys and values are read.
+// What both kernels of attention share: how the work is divided, and rows side by side.
 //
 // torch's libraries hold the OpenMP runtime that the pragmas call, so that its threads are the ones that work here.
 
@@ -59,7 +59,7 @@ INLINE void over_chunks(Chunk all, const int32_t *bounds, int sequences, int hea
     }
 }
 
-// 16 keys' values 2p and 2p + 1 side by side, for 16 pairs p: a transposition of 32-bit words.
+// 16 vectors of 32-bit words, such as pairs of values.
 INLINE void transpose(__m512i word[LANES]) {
     __m512i t[LANES];
     for (int i = 0; i < LANES; i += 2) {
@@ -82,21 +82,17 @@ INLINE void transpose(__m512i word[LANES]) {
     }
 }
 
-// 16 keys' pairs from `pair` on, transposed; zeros for keys after the last and pairs after a head's.
-INLINE void load_keys(const bf16 *keys, int64_t stride, int count, int head_size, int pair, __m512i word[LANES]) {
+// 16 rows' pairs of values from `pair` on, transposed; zeros for rows after the last and pairs after a head's.
+INLINE void load_pairs(const bf16 *rows, int64_t stride, int count, int head_size, int pair, __m512i word[LANES]) {
     const __mmask16 lanes = first_lanes(head_size / 2 - pair);
     for (int i = 0; i < LANES; i++)
-        word[i] = i < count ? _mm512_maskz_loadu_epi32(lanes, keys + i * stride + 2 * pair) : _mm512_setzero_si512();
+        word[i] = i < count ? _mm512_maskz_loadu_epi32(lanes, rows + i * stride + 2 * pair) : _mm512_setzero_si512();
     transpose(word);
 }
 
-// 32 keys' values, those of keys 2i and 2i + 1 side by side; zeros for keys after the last.
-INLINE void load_values(const bf16 *values, int64_t stride, int count, __mmask16 lanes, __m512i word[LANES]) {
-    for (int i = 0; i < LANES; i++) {
-        const bf16 *at = values + 2 * i * stride;
-        const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(2 * i < count ? lanes : 0, at));
-        const __mmask16 odd_lanes = 2 * i + 1 < count ? lanes : 0;
-        const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd_lanes, at + stride));
-        word[i] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-    }
+// 16 values of a row and those of the next side by side; zeros for rows after the last.
+INLINE __m512i two_rows(const bf16 *at, int64_t stride, int count, __mmask16 lanes) {
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(count > 0 ? lanes : 0, at));
+    const __m512i odd = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(count > 1 ? lanes : 0, at + stride));
+    return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
 }

@@ -1,84 +1,21 @@
 // Attention for CPUs with AMX: products in tiles, the softmax beside them in AVX-512.
 //
 // All is transposed, scores [keys, queries] and sums [D, queries]: a vector holds 16 queries, nothing is added up across
-// its lanes, and the sums of 16 queries stay in tiles 0 to 4 while all keys pass by. While 32 keys' scores become
-// weights, the next 32 keys' scores are made, and the weights of the last 32 taken to their values.
+// its lanes, and the sums of 16 queries stay in tiles 0 to 4 while all kept keys (cpu_attention_room.h) pass by. While 32
+// keys' scores become weights, the next 32 keys' scores are made, and the weights of the last 32 taken to their values.
 //
 // A query's weights are powers of two of what its scores are above the highest of the first 32 keys, not of all, so that
 // nothing is weighed anew: later ones may be as large as floats are. Where they grew too large, the chunk is done once
-// more, with the highest score of all for such queries.
+// more, with the highest score of all for such a query and the 15 that share its vectors.
 
-#include "cpu_attention.h"
-#include "cpu_tiles.h"
+#include "cpu_attention_room.h"
 
-enum {
-    STEP = 2 * TILE_PAIRS,               // values of a query that one product of tiles takes
-    KEYS = 2 * TILE_ROWS,                // whose scores become weights together
-    MAX_SUMS = 5,                        // tiles that stay, of 16 values of a head
-    MAX_WIDTH = MAX_SUMS * TILE_ROWS,
-    MAX_STEPS = (MAX_WIDTH + STEP - 1) / STEP,
-    TILE_FLOATS = TILE_ROWS * LANES,
-    KEPT_KEYS = 1024,                    // laid out at a time: they lie in the second cache
-    CHUNK = 1024,                        // most queries for which keys are laid out once
-    LEAST_CHUNK = 256,                   // fewest, where there are more threads than work
-    LAYING_OUT = 128,                    // what that takes, in queries
-};
+#define MOST 1e30f  // of a total of weights: times a value it is still a float
 
-#define MOST 1e30f  // of a total of weights
-
-// What a thread works in. Zeros after a head's last value, the last key and the last query.
-typedef struct {
-    _Alignas(64) bf16 queries[CHUNK * MAX_STEPS * STEP];   // [queries / 16][steps][16 pairs][16 queries][2]
-    bf16 keys[KEPT_KEYS * MAX_STEPS * STEP];               // [keys / 16][steps][16 keys][32]
-    bf16 values[KEPT_KEYS * MAX_WIDTH];                    // [keys / 32][D / 16][16 values][32 keys]
-    float sums[CHUNK * MAX_WIDTH];                         // [queries / 16][D / 16][16 values][16 queries]
-    float scores[2][KEYS * LANES];                         // [32 keys][16 queries]
-    bf16 weights[2][KEYS * LANES];                         // [32 keys / 2][16 queries][2]
-    float offsets[CHUNK], totals[CHUNK];
-} Room;
+_Static_assert(MAX_SUMS == 5 && MAX_STEPS == 3, "as many are written out below");
 
 // 16 queries and 32 of the kept keys.
 typedef struct { int query, key; } Item;
-
-static void lay_out_queries(Chunk c, int steps, bf16 *to) {
-    for (int query = 0; query < c.num_queries; query += LANES)
-        for (int step = 0; step < steps; step++) {
-            __m512i word[LANES];
-            load_keys(c.q + query * c.q_stride, c.q_stride, c.num_queries - query, c.head_size, step * TILE_PAIRS, word);
-            for (int i = 0; i < TILE_PAIRS; i++, to += 2 * LANES) _mm512_store_si512(to, word[i]);
-        }
-}
-
-static void lay_out_keys(Chunk c, int first_key, int steps, bf16 *to) {
-    const int count = least(KEPT_KEYS, c.num_keys - first_key);
-    for (int key = 0; key < in_whole(count, KEYS); key++)
-        for (int step = 0; step < steps; step++) {
-            const int left = key < count ? c.head_size - step * STEP : 0;
-            const __mmask32 lanes = left >= STEP ? 0xFFFFFFFFu : left <= 0 ? 0 : (1u << left) - 1;
-            _mm512_store_si512(to + (key / TILE_ROWS * steps + step) * TILE_VALUES + key % TILE_ROWS * STEP,
-                               _mm512_maskz_loadu_epi16(lanes, c.k + (first_key + key) * c.k_stride + step * STEP));
-        }
-}
-
-static void lay_out_kept_values(Chunk c, int first_key, bf16 *to) {
-    const int count = least(KEPT_KEYS, c.num_keys - first_key);
-    for (int key = 0; key < count; key += KEYS)
-        for (int d = 0; d < c.head_size; d += TILE_ROWS) {
-            __m512i word[LANES];
-            load_values(c.v + (first_key + key) * c.v_stride + d, c.v_stride, count - key, first_lanes(c.head_size - d),
-                        word);
-            transpose(word);
-            for (int i = 0; i < TILE_ROWS; i++, to += STEP) _mm512_store_si512(to, word[i]);
-        }
-}
-
-// Two vectors as bfloat16 side by side, lane by lane.
-INLINE __m512i pairs_of(__m512 even, __m512 odd) {
-    const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(0xFFFF0000);
-    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(even), half), 16);
-    const __m512i sum = _mm512_add_epi32(_mm512_castps_si512(odd), half);
-    return _mm512_ternarylogic_epi32(high, sum, low, 0xEA);  // (high & sum) | low
-}
 
 // What scores of 16 queries become weights by. The total is of the rounded ones.
 typedef struct {
@@ -191,52 +128,38 @@ static void find_offsets(Chunk c, Room *r, int steps, int count) {
     }
 }
 
-// 16 queries' weighted sums, divided by the total of their weights.
-static void store_queries(Chunk c, int query, const float *sums, const float *total) {
-    const __m512 scale = _mm512_div_ps(_mm512_set1_ps(1), _mm512_load_ps(total));
-    for (int d = 0; d < c.head_size; d += STEP) {
-        __m512i word[LANES];
-        for (int pair = 0; pair < TILE_PAIRS; pair++) {
-            const float *at = sums + (d + 2 * pair) * LANES;
-            word[pair] = d + 2 * pair < c.head_size ? pairs_of(_mm512_mul_ps(scale, _mm512_load_ps(at)),
-                                                               _mm512_mul_ps(scale, _mm512_load_ps(at + LANES)))
-                                                    : _mm512_setzero_si512();
-        }
-        transpose(word);
-        const __mmask16 lanes = first_lanes((c.head_size - d) / 2);
-        for (int i = 0; i < least(LANES, c.num_queries - query); i++)
-            _mm512_mask_storeu_epi32(c.out + (query + i) * c.out_stride + d, lanes, word[i]);
-    }
-}
-
 INLINE Item after(Item item, int count) {
     return item.key + KEYS < count ? (Item){item.query, item.key + KEYS} : (Item){item.query + LANES, 0};
 }
 
-// Takes all queries to the kept keys, which begin with `first_key`.
-static void attend_to_kept(Chunk c, Room *r, int first_key, int offsets_known) {
-    const int count = least(KEPT_KEYS, c.num_keys - first_key), is_last = first_key + count == c.num_keys;
-    const int steps = (c.head_size + STEP - 1) / STEP, sums = (c.head_size + TILE_ROWS - 1) / TILE_ROWS;
-    const int width = sums * TILE_ROWS;
+// Of the kept keys.
+typedef struct {
+    int first_key, count, steps, sums, is_last, offsets_known;
+} Stretch;
+
+// What weights are made by, once an item's scores are there.
+INLINE void prepare(Softmax *s, Room *r, const Stretch *of, Item item, float *scores) {
+    for (int key = of->count - item.key; key < KEYS; key++) _mm512_store_ps(scores + key * LANES, _mm512_set1_ps(LOWEST));
+    if (item.key) return;
+    if (!of->first_key && !of->offsets_known) raise_offsets(scores, KEYS, s->factor, r->offsets + item.query);
+    s->offset = _mm512_load_ps(r->offsets + item.query);
+    s->total = _mm512_load_ps(r->totals + item.query);
+}
+
+// Takes all queries to the kept keys.
+static void attend_to_kept(Chunk c, Room *r, Stretch of) {
+    const int steps = of.steps, sums = of.sums, width = sums * TILE_ROWS;
     Softmax s = {.factor = _mm512_set1_ps(c.factor)};
     Item next = {0, 0}, item = {-1, 0}, last = {-1, 0};  // whose scores are made, become weights, are taken to values
     for (int i = 0; next.query < c.num_queries || item.query < c.num_queries || last.query < c.num_queries; i++) {
         const int has_next = next.query < c.num_queries, has_last = last.query >= 0;
         const int has_item = item.query >= 0 && item.query < c.num_queries;
-        float *next_scores = r->scores[i & 1], *scores = r->scores[~i & 1];
+        float *next_scores = r->scores[i & 1], *scores = r->scores[~i & 1], *last_sums = r->sums + last.query * width;
         bf16 *weights = r->weights[i & 1], *last_weights = r->weights[~i & 1];
         const bf16 *keys = r->keys + next.key * steps * STEP, *queries = r->queries + next.query * steps * STEP;
         const bf16 *values = r->values + last.key * width;
-        if (has_item) {
-            for (int key = count - item.key; key < KEYS; key++)
-                _mm512_store_ps(scores + key * LANES, _mm512_set1_ps(LOWEST));
-            if (!item.key) {
-                if (!first_key && !offsets_known) raise_offsets(scores, KEYS, s.factor, r->offsets + item.query);
-                s.offset = _mm512_load_ps(r->offsets + item.query);
-                s.total = _mm512_load_ps(r->totals + item.query);
-            }
-        }
-        if (has_last && !last.key) begin_sums(sums, first_key ? r->sums + last.query * width : 0);
+        if (has_item) prepare(&s, r, &of, item, scores);
+        if (has_last && !last.key) begin_sums(sums, of.first_key ? last_sums : 0);
         if (has_next && has_item && has_last)
             do_beside(steps, keys, queries, next_scores, scores, weights, &s, sums, values, last_weights);
         else {
@@ -244,21 +167,21 @@ static void attend_to_kept(Chunk c, Room *r, int first_key, int offsets_known) {
             if (has_last) multiply_values(sums, values, last_weights);
             for (int pair = 0; has_item && pair < KEYS / 2; pair++) weigh(pair, scores, weights, &s);
         }
-        if (has_item && item.key + KEYS >= count) _mm512_store_ps(r->totals + item.query, s.total);
-        if (has_last && last.key + KEYS >= count) {
-            float *ended = is_last ? r->sums : r->sums + last.query * width;
+        if (has_item && item.key + KEYS >= of.count) _mm512_store_ps(r->totals + item.query, s.total);
+        if (has_last && last.key + KEYS >= of.count) {
+            float *ended = of.is_last ? r->sums : last_sums;  // in one place, which stays in the nearest cache
             end_sums(sums, ended);
-            if (is_last) store_queries(c, last.query, ended, r->totals + last.query);
+            if (of.is_last) store_queries(c, last.query, ended, r->totals + last.query);
         }
         last = item;
         item = next;
-        if (has_next) next = after(next, count);
+        if (has_next) next = after(next, of.count);
     }
 }
 
 static void attend_chunk(Chunk c) {
     Room r;
-    const int steps = (c.head_size + STEP - 1) / STEP;
+    const int steps = (c.head_size + STEP - 1) / STEP, sums = (c.head_size + TILE_ROWS - 1) / TILE_ROWS;
     lay_out_queries(c, steps, r.queries);
     for (int i = 0; i < CHUNK; i++) r.offsets[i] = LOWEST;
     for (int once_more = 0; once_more < 2; once_more++) {
@@ -268,15 +191,16 @@ static void attend_chunk(Chunk c) {
         }
         memset(r.totals, 0, sizeof r.totals);
         for (int key = 0; key < c.num_keys; key += KEPT_KEYS) {
+            const int count = least(KEPT_KEYS, c.num_keys - key);
             lay_out_keys(c, key, steps, r.keys);
-            lay_out_kept_values(c, key, r.values);
-            attend_to_kept(c, &r, key, once_more);
+            lay_out_values(c, key, r.values);
+            attend_to_kept(c, &r, (Stretch){key, count, steps, sums, key + count == c.num_keys, once_more});
         }
         if (are_within(r.totals, c.num_queries)) return;
     }
 }
 
-// Queries of a chunk, so that threads have equally much to do.
+// Queries of a chunk, so that threads have equally much to do: parts of the longest sequence.
 static int chunk_size(const int32_t *bounds, int sequences, int heads, int threads) {
     int longest = 1, best = CHUNK;
     for (int i = 0; i < sequences; i++) longest = longest > bounds[i + 1] - bounds[i] ? longest : bounds[i + 1] - bounds[i];

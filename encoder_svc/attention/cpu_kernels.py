@@ -22,7 +22,6 @@ from encoder_svc.attention.cpu_compiler import load_compiled
 
 logger = logging.getLogger(__name__)
 
-
 _POINTER, _STRIDE, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ATTEND: Final = (*[_POINTER] * 4, *[_STRIDE] * 4, _POINTER, _INT, _INT, _INT, _FLOAT, _INT)
 _OPERATIONS: Final = {

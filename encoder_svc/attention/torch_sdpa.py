@@ -5,8 +5,8 @@ call; so are all the full windows of an image, which the Qwen2.5-VL encoder lays
 of several images, which are brought together.
 
 On a CPU that multiplies bfloat16, unless the operator named TORCH_SDPA, SDPA's own kernel gives way to one of ours
-(:mod:`encoder_svc.attention.cpu_kernels`) or, where that cannot be compiled and there is no AMX, without which SDPA's
-is slow, to SDPA's plain form in blocks (:mod:`encoder_svc.attention.cpu_blocks`).
+(:mod:`encoder_svc.attention.cpu_kernels`) or, where that cannot be compiled or takes no heads so large, and there is no
+AMX, without which SDPA's is slow, to SDPA's plain form in blocks (:mod:`encoder_svc.attention.cpu_blocks`).
 """
 
 from __future__ import annotations

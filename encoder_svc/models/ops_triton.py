@@ -26,8 +26,9 @@ _MLP_MULTIPLE: Final = 16
 _GATED_TILE: Final = 128
 # The compute capability from which a kernel may start before the one whose results it waits for has ended.
 _STARTS_EARLY: Final = (9, 0)
-# Of kernels that take rows: each has one in flight.
-_PROGRAMS_PER_SM: Final = 32
+# Programs, each with a row in flight; of norms, one warp each, twice as many are up to 9 % faster on an H100.
+_PROGRAMS_PER_SM: Final = 16
+_NORMS_PER_SM: Final = 32
 
 
 class TritonOps(Ops):
@@ -42,7 +43,7 @@ class TritonOps(Ops):
 
         self._kernels: Any = triton_kernels
         sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        self._max_programs = _PROGRAMS_PER_SM * sms
+        self._max_programs, self._max_norms = _PROGRAMS_PER_SM * sms, _NORMS_PER_SM * sms
         # CUDA's programmatic dependent launch.
         self._starts_early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _STARTS_EARLY
 
@@ -76,7 +77,7 @@ class TritonOps(Ops):
     ) -> None:
         """Norms into ``out``; with ``scales``, float32 [N, 1], each row is divided by its own so that it fits e4m3."""
         num_rows, width = x_NC.shape
-        self._kernels.norm[(min(num_rows, self._max_programs),)](
+        self._kernels.norm[(min(num_rows, self._max_norms),)](
             x_NC,
             weights.weight,
             weights.bias,
@@ -97,7 +98,7 @@ class TritonOps(Ops):
         """What a norm multiplies each row by, its weights aside: float32 [1, N]."""
         num_rows, width = x_NC.shape
         out = torch.empty((1, num_rows), dtype=torch.float32, device=x_NC.device)
-        self._kernels.row_scales[(min(num_rows, self._max_programs),)](
+        self._kernels.row_scales[(min(num_rows, self._max_norms),)](
             x_NC,
             weights.shift,
             out,

@@ -1,8 +1,9 @@
 """Which tiles a matrix product of quack-kernels is cut into.
 
 A GPU works on one tile a multiprocessor at a time, so what counts is how many waves of tiles a product takes, and how
-long a wave: about as long as a tile is large, and as long again as it takes to begin and to end it. By a sweep over
-tiles, clusters and shapes on an H100 (docs/performance-gpu.md).
+long a wave: about as long as a tile is large, and as long again as it takes to begin and to end it, longer for the
+largest tiles where an epilogue computes much. By sweeps over tiles, clusters and shapes on an H100
+(docs/performance-gpu.md).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def best_tile(rows: int, outputs: int, num_multiprocessors: int, strain: float =
     """The fastest for ``rows`` × ``outputs`` results; of equal ones that of which there are fewest, then the first.
 
     Args:
-        strain: by how much, in parts of one, an epilogue slows the largest tiles down.
+        strain: by what fraction an epilogue slows the largest tiles down.
     """
 
     def cost(tile: Tile) -> tuple[float, int]:

@@ -184,7 +184,7 @@ def activate(
         if quantise:
             scale = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / largest
             tl.store(scale_ptr + row, scale)
-            y = y / scale
+            y *= 1 / scale
         tl.store(out_ptr + start + columns, y.to(out_ptr.dtype.element_ty), inside)
 
 

@@ -97,3 +97,21 @@ def test_a_form_that_failed_its_check_gives_way_to_the_next(
 
     assert build({}).selection.implementation == form
     assert checked_attention(build, "cpu").selection.implementation == next_form
+
+
+@pytest.mark.parametrize(("has_amx", "implementation"), [(False, "blocks"), (True, "torch")])
+def test_a_form_that_takes_no_heads_so_large_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, implementation: str
+) -> None:
+    class ForSmallHeads:
+        form = "amx_bf16"
+
+        def takes(self, head_size: int) -> bool:
+            return head_size <= 80
+
+    monkeypatch.setattr(torch_sdpa, "cpu_kernels", ForSmallHeads)
+    monkeypatch.setattr(torch_sdpa, "has_avx512_bf16", lambda: True)
+    monkeypatch.setattr(torch_sdpa, "has_amx", lambda: has_amx)
+    small, large = (MMEncoderAttention(2, size, platform=CpuPlatform(), dtype="bfloat16") for size in (80, 96))
+    assert small.selection.implementation == "amx_bf16"
+    assert large.selection.implementation == implementation
