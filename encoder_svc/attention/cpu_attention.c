@@ -109,9 +109,10 @@ static void store_chunk(Chunk chunk, const float *sums, int sums_stride, const f
 }
 
 static void attend_chunk(Chunk c) {
-    _Alignas(64) bf16 keys[KEYS * MAX_HEAD_SIZE], values[KEYS * MAX_HEAD_SIZE], queries[CHUNK * MAX_HEAD_SIZE];
-    _Alignas(64) bf16 weights[QUERIES * KEYS];
-    _Alignas(64) float scores[QUERIES * KEYS], sums[CHUNK * MAX_HEAD_SIZE];
+    // Not on the stack, which may be small (OMP_STACKSIZE).
+    static _Thread_local _Alignas(64) bf16 keys[KEYS * MAX_HEAD_SIZE], values[KEYS * MAX_HEAD_SIZE];
+    static _Thread_local _Alignas(64) bf16 queries[CHUNK * MAX_HEAD_SIZE], weights[QUERIES * KEYS];
+    static _Thread_local _Alignas(64) float scores[QUERIES * KEYS], sums[CHUNK * MAX_HEAD_SIZE];
     float greatest[CHUNK], total[CHUNK];
     const int head_size = c.head_size, width = in_whole(head_size, LANES);
     for (int row = 0; row < c.num_queries; row++) {

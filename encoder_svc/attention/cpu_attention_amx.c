@@ -132,7 +132,7 @@ INLINE Item after(Item item, int count) {
     return item.key + KEYS < count ? (Item){item.query, item.key + KEYS} : (Item){item.query + LANES, 0};
 }
 
-// Of the kept keys.
+// The kept keys, and what is known of them.
 typedef struct {
     int first_key, count, steps, sums, is_last, offsets_known;
 } Stretch;
@@ -180,7 +180,7 @@ static void attend_to_kept(Chunk c, Room *r, Stretch of) {
 }
 
 static void attend_chunk(Chunk c) {
-    Room r;
+    static _Thread_local Room r;  // not on the stack, which may be small (OMP_STACKSIZE)
     const int steps = (c.head_size + STEP - 1) / STEP, sums = (c.head_size + TILE_ROWS - 1) / TILE_ROWS;
     lay_out_queries(c, steps, r.queries);
     for (int i = 0; i < CHUNK; i++) r.offsets[i] = LOWEST;

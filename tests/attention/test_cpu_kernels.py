@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from functools import cache
 from typing import TYPE_CHECKING
@@ -129,6 +131,23 @@ def test_how_many_threads_there_are_changes_nothing(kernels: CpuKernels, threads
         assert torch.equal(kernels.attend(*qkv_N3HD.unbind(1), boundaries, 0.125), usual_NHD)
     finally:
         torch.set_num_threads(usual_threads)
+
+
+@pytest.mark.parametrize("form", ["avx512_bf16", "amx_bf16"])
+def test_threads_may_have_little_stack(form: str) -> None:
+    if not has_avx512_bf16() or (form == "amx_bf16" and not has_amx()):
+        pytest.skip("this CPU does not run it")
+    require("gcc")
+    code = f"""
+import torch
+from encoder_svc.attention import PackedSequences, cpu_kernels
+assert {form == "avx512_bf16"} or cpu_kernels.has_amx()
+torch.set_num_threads(2)
+qkv = torch.randn(2000, 3, 4, 80).bfloat16()
+cpu_kernels.CpuKernels({form!r}).attend(*qkv.unbind(1), PackedSequences.of((2000,)).cu_seqlens, 0.1)
+"""
+    environment = os.environ | {"OMP_STACKSIZE": "256K"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("rise", [100, 10_000])
